@@ -1,0 +1,25 @@
+"""Real data sets and weights that ship inside Python packages.
+
+Nothing is fetched at run time: the package manager has already brought the bytes. A loader finds the file of an installed
+package by its path, without importing the package, parses it once, and keeps the parsed arrays in a user cache that is keyed by
+the SHA-256 of the source. A package that is not there raises :class:`MissingData`, whose message is the exact ``pip`` line.
+"""
+
+from kexue.data.images import Images, digits, mnist, mnist_5k
+from kexue.data.packages import MissingData, cache_directory
+from kexue.data.text import Document, bbc_news
+from kexue.data.vectors import WordVectors, glove_50d, minilm_embeddings
+
+__all__ = [
+    "Document",
+    "Images",
+    "MissingData",
+    "WordVectors",
+    "bbc_news",
+    "cache_directory",
+    "digits",
+    "glove_50d",
+    "minilm_embeddings",
+    "mnist",
+    "mnist_5k",
+]
