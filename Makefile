@@ -39,7 +39,7 @@ lab: ## open JupyterLab on the chapters
 	@$(DEV) -m jupyterlab --notebook-dir=chapters
 
 execute: ## run chapters again in place (SCALE=cpu SEED=0), or elsewhere for another scale or seed
-	@$(CHAPTER) -m kexue.book execute --scale $(SCALE) --seed $(SEED) $(OPTIONS)
+	@$(CHAPTER) -m kexue.book execute --scale $(SCALE) --seed $(SEED) $(OPTIONS) $(if $(filter cpu-0,$(SCALE)-$(SEED)),,--check)
 
 evidence: ## run every chapter over SEEDS seeds at SCALE and write data/evidence.json
 	@$(CHAPTER) -m kexue.book evidence --seeds $(SEEDS) --scales $(SCALE) $(OPTIONS)

@@ -15,7 +15,7 @@ def shown(function, *args, **kwargs):
 
 def test_glue_record_has_myst_nb_form():
     output = shown(glue, "a-key", torch.tensor(-1.25), ".1f")
-    assert output.data == {"application/papermill.record/text/plain": "−1.2"}
+    assert output.data == {"application/papermill.record/text/plain": "'−1.2'"}
     assert output.metadata["scrapbook"] == {"name": "a-key", "mime_prefix": "application/papermill.record/"}
 
 
@@ -25,6 +25,13 @@ def test_glue_record_has_myst_nb_form():
 def test_glue_formats_only_as_told(value, spec, text):
     with capture_output():
         assert glue("key", value, spec) == text
+
+
+def test_glued_text_reaches_the_page_with_its_final_zeros():
+    from myst_nb.core.variables import format_plain_text
+
+    stored = shown(glue, "key", 0.5, ".3f").data["application/papermill.record/text/plain"]
+    assert format_plain_text(stored, "s") == "0.500"
 
 
 def test_glue_refuses_bad_keys_and_nan():

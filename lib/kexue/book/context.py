@@ -147,7 +147,7 @@ def _prepare_torch(scale: str, seed: int) -> torch.device:
     import torch
 
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (chapters use ch.rng, but a package that they call may not)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     if scale != "gpu":

@@ -29,7 +29,7 @@ def glue(key: str, value: Any, spec: str = "") -> str:
     from IPython.display import display
 
     metadata = {"scrapbook": {"name": key, "mime_prefix": "application/papermill.record/"}}
-    display({_GLUE_TYPE: text}, metadata=metadata, raw=True)
+    display({_GLUE_TYPE: repr(text)}, metadata=metadata, raw=True)  # quoted, or myst-nb would read a number and drop its final zeros
     return text
 
 
