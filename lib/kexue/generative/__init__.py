@@ -1,0 +1,1 @@
+"""Generative models: divergences between distributions known through samples, and the games that minimize them."""
