@@ -15,6 +15,7 @@ from kexue.book.site.content import Book, Chapter, format_limit, format_number, 
 from kexue.book.site.reference import readable
 from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
+from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 
@@ -154,11 +155,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["TABLE", "Thing", "norm"]
+__all__ = ["SMALL", "TABLE", "Thing", "norm"]
 
 Alias = float | int
 TABLE = {"a very long table": "of values that nobody wants to read on a page of the reference"}
 """A table."""
+SMALL = 7
+"""A number."""
 
 
 class Thing:
@@ -189,7 +192,7 @@ def render(root: Path, **settings: object) -> tuple[dict[str, BeautifulSoup], st
     }
     if "autodoc2" in settings.get("extensions", []):
         overrides = {key: value for key, value in overrides.items() if not key.startswith(("myst", "nb"))}
-    with warnings.open("w", encoding="utf-8") as stream:
+    with warnings.open("w", encoding="utf-8") as stream, patch_docutils(root), docutils_namespace():
         Sphinx(root, None, root / "out", root / "trees", "html", overrides, status=None, warning=stream).build()
     found = {p.relative_to(root / "out").as_posix(): p for p in (root / "out").rglob("*.html")}
     return {name: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for name, p in found.items()}, warnings.read_text(
@@ -348,7 +351,8 @@ def test_reference_pages_show_shapes_link_aliases_and_leave_out_what_is_private(
     page = BeautifulSoup((tmp_path / "out/api/kexue/kexue.part.room.html").read_text(encoding="utf-8"), "html.parser")
     signature = page.find(id="kexue.part.room.norm").get_text()
     assert 'x: Float[Tensor, "batch time"]' in signature.replace("'", '"')
-    assert page.find(id="kexue.part.room.TABLE").get_text().strip().startswith("kexue.part.room.TABLE") and "…" in page.get_text()
+    assert page.find(id="kexue.part.room.TABLE").get_text().strip("\n¶") == "kexue.part.room.TABLE"
+    assert page.find(id="kexue.part.room.SMALL").get_text().strip("\n¶") == "kexue.part.room.SMALL = 7"
     assert page.find(id="kexue.part.room.hidden") is None
     package = BeautifulSoup((tmp_path / "out/api/kexue/kexue.part.html").read_text(encoding="utf-8"), "html.parser")
     assert package.select_one('a[href="kexue.part.room.html#kexue.part.room.Thing"]') is not None
@@ -428,14 +432,16 @@ def test_command_says_what_happened_and_leaves_no_half_built_book(output, status
         return command.subprocess.CompletedProcess(arguments, status, stdout=output)
 
     write(tmp_path, "_config.yml", "")
-    write(tmp_path, "_build/stale.html", "")
+    write(tmp_path, "_build/html/stale.html", "")
+    write(tmp_path, "_build/test/kept.log", "")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command.subprocess, "run", run)
     assert command.main(["build"]) == status
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
     assert (tmp_path / "_build/html").exists() == (status == 0)
-    assert not (tmp_path / "_build/stale.html").exists()
+    assert not (tmp_path / "_build/html/stale.html").exists()
+    assert (tmp_path / "_build/test/kept.log").exists()
 
 
 def test_browser_takes_the_named_one_then_an_installed_one_then_installs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 __all__ = ["build", "main"]
 
+OUTPUTS = ("html", ".doctrees", "jupyter_execute")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def build(root: Path) -> int:
     """Build ``_build/html`` below ``root`` from nothing and return the exit status; what failed is said in one line each."""
     target = root / "_build"
-    for stale in (target, root / "api"):  # a build over an old one hides warnings
+    for stale in (*(target / name for name in OUTPUTS), root / "api"):  # a build over an old one hides warnings
         shutil.rmtree(stale, ignore_errors=True)
     started = time.monotonic()
     library = str(root / "lib")
@@ -27,7 +28,9 @@ def build(root: Path) -> int:
     start = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", start, "build", "-W", "-n", "--keep-going", str(root)]
     print("building the book ...", flush=True)
-    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    run = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     output = ESCAPES.sub("", run.stdout)
     page = target / "html" / "index.html"
     if run.returncode == 0 and page.is_file():

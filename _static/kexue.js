@@ -1,0 +1,23 @@
+// Filters the table of claims on the evidence page. Without this script the whole table is there and the controls are not.
+document.addEventListener("DOMContentLoaded", () => {
+  const filter = document.querySelector(".kx-filter");
+  if (!filter) return;
+  const [text, chapter, failed, count] = ["text", "chapter", "failed", "count"].map((name) => document.getElementById(`kx-filter-${name}`));
+  const rows = [...document.querySelectorAll(".kx-evidence tbody tr")];
+  const contents = rows.map((row) => row.textContent.toLowerCase());
+  const apply = () => {
+    const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    rows.forEach((row, i) => {
+      const keep = words.every((word) => contents[i].includes(word)) && (!chapter.value || row.dataset.chapter === chapter.value) && (!failed.checked || "failed" in row.dataset);
+      row.hidden = !keep;
+      shown += keep;
+    });
+    count.textContent = shown === rows.length ? `${shown} claims` : `${shown} of ${rows.length} claims`;
+  };
+  filter.hidden = false;
+  filter.addEventListener("input", apply);
+});
+
+// Folded proofs and solutions are printed open.
+addEventListener("beforeprint", () => document.querySelectorAll("details.kx-fold").forEach((fold) => (fold.open = true)));

@@ -1,0 +1,349 @@
+r"""Interactive line figures that need neither a server nor a third party.
+
+``slider`` draws one family of curves per value of a parameter and lets the reader move through the values. The whole figure - axes,
+curves, script and style - is one HTML output: it works in JupyterLab and in the built page, follows the light or dark theme, scales
+from a phone to a desk and shows its first frame where no script runs. Coordinates are computed here, rounded to a tenth of a pixel and
+shipped as SVG paths, so that the script only exchanges them and the output is the same byte for byte in every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Curve", "slider", "slider_html"]
+
+COLOURS = ("blue", "orange", "green", "purple", "grey")
+STYLES = ("line", "dashed", "points", "fill")
+SCALES = ("linear", "log")
+MAX_POINTS = 200
+DIGITS = 4  # significant digits kept of every coordinate
+WIDTH, HEIGHT = 6000, 3750  # drawing units: ten per pixel at the full width of 600 px
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of an interactive figure.
+
+    :param x: horizontal coordinates: any one-dimensional sequence, array or tensor of at most 200 numbers.
+    :param y: vertical coordinates, as many as ``x``; a value that is not finite interrupts the line.
+    :param label: text of the legend, or None to leave the curve out of it; ``$...$`` is mathematics.
+    :param style: ``"line"``, ``"dashed"``, ``"points"`` or ``"fill"`` (a line with the area down to zero shaded).
+    :param colour: ``"blue"``, ``"orange"``, ``"green"``, ``"purple"`` or ``"grey"``, in the shade that fits the theme.
+    :raises ValueError: if the lengths differ, there are no or too many points, or style or colour is unknown.
+    """
+
+    x: Any
+    y: Any
+    label: str | None = None
+    style: str = "line"
+    colour: str = "blue"
+
+    def __post_init__(self) -> None:
+        _one_of("style", self.style, STYLES)
+        _one_of("colour", self.colour, COLOURS)
+        x, y = _numbers("x", self.x), _numbers("y", self.y)
+        if len(x) != len(y):
+            raise ValueError(f"y must have as many values as x, got {len(y)} and {len(x)}")
+        if not 1 <= len(x) <= MAX_POINTS:
+            raise ValueError(f"x must hold 1 to {MAX_POINTS} points (thin the curve out: a screen shows no more), got {len(x)}")
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y)
+
+
+def slider(
+    frames: Mapping[Any, Sequence[Curve]],
+    parameter: str = "n",
+    *,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    title: str | None = None,
+    xlim: tuple[float | int, float | int] | None = None,
+    ylim: tuple[float | int, float | int] | None = None,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    start: int = 0,
+) -> None:
+    r"""Show an interactive figure: one frame of curves per value of a parameter.
+
+    All frames share the axes. ``$...$`` in labels, title and parameter is mathematics.
+
+    :param frames: curves by parameter value, in the order of the slider: ``{2: [Curve(x, y)], 3: [...]}``.
+    :param parameter: name of what the slider changes, for example ``"n"`` or ``r"$\sigma$"``.
+    :param xlabel: name and unit of the horizontal axis.
+    :param ylabel: name and unit of the vertical axis.
+    :param alt: what one sees, in a sentence, for readers who do not see it.
+    :param title: a heading above the drawing.
+    :param xlim: ends of the horizontal axis; by default the range of all frames.
+    :param ylim: ends of the vertical axis; by default the range of all frames with a small margin.
+    :param xscale: ``"linear"`` or ``"log"``.
+    :param yscale: ``"linear"`` or ``"log"``; points that are not positive are left out of a logarithmic axis.
+    :param start: position (from 0) of the frame that is shown first.
+    :raises ValueError: if there are no frames or curves, ``alt`` is empty, or a limit, scale or start is out of range.
+    """
+    from IPython.display import display  # the figure is a notebook's display: IPython is there
+
+    page = slider_html(
+        frames,
+        parameter,
+        xlabel=xlabel,
+        ylabel=ylabel,
+        alt=alt,
+        title=title,
+        xlim=xlim,
+        ylim=ylim,
+        xscale=xscale,
+        yscale=yscale,
+        start=start,
+    )
+    values = ", ".join(_value_text(value) for value in frames)
+    display({"text/plain": f"Interactive figure, {_plain(parameter)} = {values}. {alt}", "text/html": page}, raw=True)
+
+
+def slider_html(
+    frames: Mapping[Any, Sequence[Curve]],
+    parameter: str = "n",
+    *,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    title: str | None = None,
+    xlim: tuple[float | int, float | int] | None = None,
+    ylim: tuple[float | int, float | int] | None = None,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    start: int = 0,
+) -> str:
+    """Return the HTML that :func:`slider` displays; arguments and errors are the same."""
+    _check(frames, alt, start)
+    curves = [curve for frame in frames.values() for curve in frame]
+    horizontal = _Axis("x", xscale, xlim, [v for curve in curves for v in curve.x], margin=0.0)
+    below = [0.0] if any(curve.style == "fill" for curve in curves) and yscale == "linear" else []
+    vertical = _Axis("y", yscale, ylim, [v for curve in curves for v in curve.y] + below, margin=0.04)
+    drawn = [[_layer(curve, horizontal, vertical) for curve in frame] for frame in frames.values()]
+    values = [_value_text(value) for value in frames]
+    payload = json.dumps(
+        {"p": _plain(parameter), "v": values, "f": drawn}, ensure_ascii=False, separators=(",", ":"), sort_keys=True
+    ).replace("</", "<\\/")
+    name = "kx-" + hashlib.sha256("\0".join([payload, parameter, xlabel, ylabel, alt, title or ""]).encode()).hexdigest()[:10]
+    slots = max(len(frame) for frame in drawn)
+    shown = drawn[start] + [["", "", ""]] * (slots - len(drawn[start]))
+    paths = "".join(f'<path class="{kind}" d="{path}"/>' for path, kind, _ in shown)
+    legend = "".join(f'<li class="{kind}"{"" if label else " hidden"}>{_SWATCH}<span>{label}</span></li>' for _, kind, label in shown)
+    grid = "".join(f'<path d="M{u} 0V{HEIGHT}"/>' for u, _ in horizontal.ticks(WIDTH))
+    grid += "".join(f'<path d="M0 {HEIGHT - v}H{WIDTH}"/>' for v, _ in vertical.ticks(HEIGHT))
+    xticks = "".join(f'<span style="left:{100 * u / WIDTH:.2f}%">{text}</span>' for u, text in horizontal.ticks(WIDTH))
+    yticks = "".join(f'<span style="bottom:{100 * v / HEIGHT:.2f}%">{text}</span>' for v, text in vertical.ticks(HEIGHT))
+    gutter = max((len(text) for _, text in vertical.ticks(HEIGHT)), default=1)
+    has_legend = any(label for frame in drawn for _, _, label in frame)
+    return (
+        f'<div class="kx-slider" id="{name}" role="group" aria-label="{html.escape(_plain(title or alt), quote=True)}">'
+        f"<style>{_STYLE}</style>"
+        + (f'<p class="kx-title">{_rich(title)}</p>' if title else "")
+        + f'<div class="kx-plot" role="img" aria-label="{html.escape(_plain(alt), quote=True)}"'
+        f' style="--kx-gutter:{gutter * 0.58 + 0.7:.2f}em">'
+        f'<div class="kx-ylabel">{_rich(ylabel)}</div><div class="kx-area"><div class="kx-yticks">{yticks}</div>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true"><g class="kx-grid">{grid}</g>'
+        f'<g class="kx-curves">{paths}</g></svg><div class="kx-xticks">{xticks}</div></div>'
+        f'<div class="kx-xlabel">{_rich(xlabel)}</div></div>'
+        + (f'<ul class="kx-legend">{legend}</ul>' if has_legend else "")
+        + f'<div class="kx-control" hidden><label for="{name}-range">{_rich(parameter)} = '
+        f'<output for="{name}-range">{html.escape(values[start])}</output></label>'
+        f'<input type="range" id="{name}-range" min="0" max="{len(values) - 1}" step="1" value="{start}"'
+        f' aria-valuetext="{html.escape(_plain(parameter), quote=True)} = {html.escape(values[start], quote=True)}"></div>'
+        f'<script type="application/json" class="kx-frames">{payload}</script>'
+        f"<script>{_SCRIPT.replace('NAME', name)}</script></div>"
+    )
+
+
+class _Axis:
+    """A linear or logarithmic axis: maps values to drawing units and finds its ticks."""
+
+    def __init__(
+        self, name: str, scale: str, limits: tuple[float | int, float | int] | None, values: list[float], *, margin: float
+    ) -> None:
+        _one_of(f"{name}scale", scale, SCALES)
+        self.log = scale == "log"
+        usable = [v for v in values if math.isfinite(v) and (v > 0 or not self.log)]
+        if limits is None:
+            if not usable:
+                raise ValueError(f"{name} has no {'positive ' if self.log else ''}finite value to draw on a {scale} axis")
+            low, high = self._forward(min(usable)), self._forward(max(usable))
+            pad = (high - low) * margin or (0.0 if high > low else 0.5)
+            self.low, self.high = low - pad, high + pad
+        else:
+            if len(limits) != 2 or not all(math.isfinite(v) for v in limits) or not limits[0] < limits[1] or (self.log and limits[0] <= 0):
+                raise ValueError(f"{name}lim must be two increasing {'positive ' if self.log else ''}numbers, got {limits}")
+            self.low, self.high = self._forward(float(limits[0])), self._forward(float(limits[1]))
+
+    def _forward(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+    def place(self, value: float, size: int) -> int | None:
+        """Position of a value in drawing units, None where the axis has no place for it; far outside is kept near the edge."""
+        if not math.isfinite(value) or (self.log and value <= 0):
+            return None
+        return round(size * min(max((self._forward(value) - self.low) / (self.high - self.low), -3.0), 4.0))
+
+    def ticks(self, size: int) -> list[tuple[int, str]]:
+        """Pairs (position in drawing units, text) of about five round values."""
+        span = self.high - self.low
+        step = max(1, math.ceil(span / 5)) if self.log and span >= 1.5 else _round_step(span / 4.5)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        exponents = [k * step for k in range(first, last + 1)]
+        if self.log and span >= 1.5:
+            texts = [f"10{str(int(e)).translate(_SUPERSCRIPT)}" for e in exponents]
+        elif self.log:  # less than two decades: plain numbers, evenly spread
+            texts = [_number_text(float(f"{10**e:.2g}")) for e in exponents]
+            exponents = [math.log10(float(f"{10**e:.2g}")) for e in exponents]
+        else:
+            texts = [_number_text(float(f"{e:.6g}")) for e in exponents]
+        return [(min(max(round(size * (e - self.low) / span), 0), size), text) for e, text in zip(exponents, texts, strict=True)]
+
+
+def _layer(curve: Curve, horizontal: _Axis, vertical: _Axis) -> list[str]:
+    """SVG path, class and legend text of a curve; the path moves relatively, which halves its length."""
+    pieces: list[list[tuple[int, int]]] = [[]]
+    for x, y in zip(curve.x, curve.y, strict=True):
+        u, v = horizontal.place(x, WIDTH), vertical.place(y, HEIGHT)
+        if u is None or v is None:
+            pieces.append([])
+        else:
+            pieces[-1].append((u, HEIGHT - v))
+    pieces = [piece for piece in pieces if piece]
+    if curve.style == "points":
+        path = "".join(f"M{u} {v}h0" for piece in pieces for u, v in piece)
+    else:
+        path = "".join(_relative(piece) for piece in pieces)
+    if curve.style == "fill":
+        ground = HEIGHT - (vertical.place(0.0, HEIGHT) or 0)
+        path = "".join(f"{_relative(piece)}V{ground}H{piece[0][0]}z" for piece in pieces)
+    return [path, f"kx-{curve.style} kx-{curve.colour}", _rich(curve.label) if curve.label else ""]
+
+
+def _relative(piece: list[tuple[int, int]]) -> str:
+    steps = [f"{u - a}{v - b if v < b else f' {v - b}'}" for (a, b), (u, v) in itertools.pairwise(piece)]
+    return f"M{piece[0][0]} {piece[0][1]}" + (f"l{' '.join(steps)}" if steps else "h0")
+
+
+def _check(frames: Mapping[Any, Sequence[Curve]], alt: str, start: int) -> None:
+    if not isinstance(frames, Mapping) or not frames:
+        raise ValueError(f"frames must map at least one parameter value to a list of curves, got {frames!r}")
+    for value, frame in frames.items():
+        if not frame or not all(isinstance(curve, Curve) for curve in frame):
+            raise ValueError(f"frames[{value!r}] must be a non-empty list of Curve objects, got {frame!r}")
+    if not alt.strip():
+        raise ValueError("alt must say what one sees, got an empty text")
+    if not 0 <= start < len(frames):
+        raise ValueError(f"start must be a position from 0 to {len(frames) - 1}, got {start}")
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    if hasattr(values, "detach"):  # a torch tensor, without importing torch
+        values = values.detach().cpu()
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    try:
+        return tuple(float(f"{float(v):.{DIGITS}g}") for v in values)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a one-dimensional sequence of real numbers, got {type(values).__name__}") from error
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _round_step(raw: float) -> float:
+    """Smallest of 1, 2, 2.5, 5, 10 times a power of ten that is at least ``raw``."""
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(m * power for m in (1, 2, 2.5, 5, 10, 20) if m * power >= raw * (1 - 1e-9))
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _number_text(value: float) -> str:
+    return f"{value:.6g}".replace("-", "−")
+
+
+def _value_text(value: Any) -> str:
+    return _number_text(float(value)) if isinstance(value, float) or hasattr(value, "dtype") else str(value)
+
+
+def _rich(text: str) -> str:
+    """HTML of a label: ``$...$`` becomes an element that MathJax sets, in the page and in JupyterLab."""
+    parts = re.split(r"\$([^$]+)\$", text)
+    return "".join(rf'<span class="math notranslate">\({html.escape(p)}\)</span>' if i % 2 else html.escape(p) for i, p in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    """A label as plain text: mathematics without its dollar signs and backslashes."""
+    return re.sub(r"\$([^$]+)\$", lambda m: m[1].replace("\\", ""), text)
+
+
+_SWATCH = '<svg viewBox="0 0 24 10" aria-hidden="true"><path d="M2 5h20"/></svg>'
+
+_STYLE = """
+.kx-slider{--kx-blue:#1f6cb0;--kx-orange:#c2530c;--kx-green:#18815a;--kx-purple:#8548ad;--kx-grey:#6a6f76;
+max-width:40rem;margin:1rem 0;color:inherit;line-height:1.35}
+html[data-theme=dark] .kx-slider,[data-jp-theme-light=false] .kx-slider{
+--kx-blue:#74b4ef;--kx-orange:#f39a5b;--kx-green:#5fc79d;--kx-purple:#c79eec;--kx-grey:#a3a9b2}
+.kx-slider .kx-title{margin:0 0 .5rem;font-weight:600}
+.kx-slider .kx-plot{font-size:.8rem;padding-right:.9em}
+.kx-slider .kx-ylabel{margin-bottom:.45em}
+.kx-slider .kx-xlabel{text-align:right;margin-top:1.7em}
+.kx-slider .kx-area{position:relative;margin-left:var(--kx-gutter)}
+.kx-slider .kx-area>svg{display:block;width:100%;aspect-ratio:8/5;border:solid currentColor;border-width:0 0 1px 1px;overflow:hidden}
+.kx-slider .kx-xticks span,.kx-slider .kx-yticks span{position:absolute;white-space:nowrap;font-variant-numeric:tabular-nums}
+.kx-slider .kx-xticks span{top:100%;transform:translate(-50%,.3em)}
+.kx-slider .kx-yticks span{right:100%;transform:translate(-.4em,50%)}
+.kx-slider path{fill:none;stroke:currentColor;vector-effect:non-scaling-stroke;stroke-linejoin:round}
+.kx-slider .kx-grid path{stroke-width:1px;opacity:.15}
+.kx-slider .kx-blue{--kx-c:var(--kx-blue)}.kx-slider .kx-orange{--kx-c:var(--kx-orange)}.kx-slider .kx-green{--kx-c:var(--kx-green)}
+.kx-slider .kx-purple{--kx-c:var(--kx-purple)}.kx-slider .kx-grey{--kx-c:var(--kx-grey)}
+.kx-slider .kx-curves path,.kx-slider li path{stroke:var(--kx-c);stroke-width:2.2px}
+.kx-slider path.kx-dashed,.kx-slider .kx-dashed path{stroke-dasharray:7 5}
+.kx-slider path.kx-points,.kx-slider .kx-points path{stroke-width:6px;stroke-linecap:round}
+.kx-slider .kx-points path{stroke-dasharray:.1 9}
+.kx-slider path.kx-fill{fill:var(--kx-c);fill-opacity:.2}
+.kx-slider .kx-legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;margin:.6rem 0 0;padding:0;font-size:.85rem}
+.kx-slider .kx-legend li{margin:0;padding:0}.kx-slider .kx-legend svg{display:inline-block;width:24px;height:10px;margin-right:.45em}
+.kx-slider .kx-control{display:flex;align-items:center;gap:1rem;margin-top:.8rem}
+.kx-slider .kx-control[hidden],.kx-slider li[hidden]{display:none}
+.kx-slider label{min-width:6.5em;margin:0;font-variant-numeric:tabular-nums}
+.kx-slider input{flex:1;min-width:0;height:1.75rem;margin:0;accent-color:var(--kx-blue);cursor:pointer}
+""".replace("\n", "")
+
+_SCRIPT = """
+document.querySelectorAll("#NAME:not([data-ready])").forEach(function(root){
+root.dataset.ready="";
+var data=JSON.parse(root.querySelector(".kx-frames").textContent),input=root.querySelector("input"),output=root.querySelector("output"),
+paths=root.querySelectorAll(".kx-curves path"),items=root.querySelectorAll(".kx-legend li"),
+shown=data.f[+input.value].map(function(c){return c[2]});
+function draw(){
+var i=+input.value,frame=data.f[i];
+output.textContent=data.v[i];
+input.setAttribute("aria-valuetext",data.p+" = "+data.v[i]);
+paths.forEach(function(path,k){
+var c=frame[k]||["","",""],item=items[k];
+path.setAttribute("d",c[0]);path.setAttribute("class",c[1]);
+if(!item||shown[k]===c[2])return;
+shown[k]=c[2];item.className=c[1];item.hidden=!c[2];
+var text=item.querySelector("span");text.innerHTML=c[2];
+if(window.MathJax&&MathJax.typesetPromise)MathJax.typesetPromise([text]);
+});
+}
+input.value=input.defaultValue;
+input.addEventListener("input",draw);
+root.querySelector(".kx-control").hidden=false;
+});
+""".replace("\n", "")
