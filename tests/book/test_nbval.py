@@ -67,10 +67,10 @@ def test_any_other_change_is_red(tmp_path, committed, changed):
     assert not passes(tmp_path, committed, **changed)
 
 
-def test_a_changed_sentence_or_number_of_draws_is_red(tmp_path, committed):
+def test_a_changed_sentence_relation_or_number_of_draws_is_red(tmp_path, committed):
     import copy
 
-    for old, new in (("1 digit", "2 digit"), ("5 draws", "6 draws")):
+    for old, new in (("1 digit", "2 digit"), ("5 draws", "6 draws"), (" < ", " ≤ "), ("&lt;", "≤"), ("✓", "✗")):
         twin = copy.deepcopy(committed)
         data = twin.cells[0].outputs[0].data
         for kind in data:

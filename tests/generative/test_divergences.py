@@ -128,7 +128,27 @@ def test_links_pass_gradcheck_also_at_zero(div):
     assert torch.autograd.gradcheck(lambda v: div.conj_link(v, smooth=True), (v,))
     if div.name != "tv":  # a kink at v = 0
         assert torch.autograd.gradcheck(div.f_log, (v,))
-        assert torch.autograd.gradgradcheck(div.link, (v,))
+    for link in (div.link, div.conj_link):
+        assert torch.autograd.gradgradcheck(lambda v, link=link: link(v, smooth=True), (v,))
+
+
+@by_name
+def test_links_agree_between_forward_mode_reverse_mode_and_vmap(div):
+    v = torch.tensor([-3.0, -1e-3, 0.0, 1e-3, 2.0], dtype=torch.float64)
+    for link in (div.link, div.conj_link):
+        single = lambda x, link=link: link(x, smooth=True)  # noqa: E731
+        reverse = torch.func.vmap(torch.func.grad(single))(v)
+        forward = torch.func.jvp(single, (v,), (torch.ones_like(v),))[1]
+        torch.testing.assert_close(forward, reverse, rtol=1e-14, atol=0)
+        torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(single))(v), reverse, rtol=1e-14, atol=0)
+
+
+@smooth_rows
+def test_conj_link_has_no_nan_gradient_where_the_ratio_overflows(div):
+    v = torch.tensor([-300.0, -110.0, 110.0, 300.0], requires_grad=True)  # e^110 is infinite in float32
+    for link in (div.link, div.conj_link):
+        (slope,) = torch.autograd.grad(link(v).sum(), v)
+        assert not slope.isnan().any()
 
 
 @settings(max_examples=200, deadline=None)

@@ -104,6 +104,11 @@ def test_bound_refuses_empty_samples_and_nan():
         variational_bound(DIVERGENCES["js"], torch.empty(0), good)
     with pytest.raises(ValueError, match="v_q must not contain NaN, got 1 of 2"):
         variational_bound(DIVERGENCES["js"], good, torch.tensor([0.0, math.nan]))
+    for name in NAMES:  # the check looks at the mean first, so every link has to hand NaN on
+        with pytest.raises(ValueError, match="v_p must not contain NaN, got 2 of 3"):
+            variational_bound(DIVERGENCES[name], torch.tensor([math.nan, 0.0, math.nan]), good)
+        with pytest.raises(ValueError, match="v_q must not contain NaN"):
+            critic_loss(DIVERGENCES[name], good, torch.tensor([[0.0, 1.0], [math.nan, 0.0]])[1])
 
 
 @settings(max_examples=50, deadline=None)

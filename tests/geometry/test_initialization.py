@@ -1,5 +1,6 @@
 """Tests of kexue.geometry.initialization: laws of the entries, Haar measure, isometry."""
 
+import inspect
 import math
 
 import mpmath
@@ -243,3 +244,15 @@ def test_isometry_report_refuses():
     for bad in (torch.empty(0, 3), torch.tensor([[math.nan]])):
         with pytest.raises(ValueError, match="non-empty and finite"):
             isometry_report(bad)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"kind": "fan"}, "got kind='fan'"), ({"law": "gauss"}, "law='gauss'")])
+def test_init_refuses_unknown_words_without_a_type_checker(options, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(init_)(torch.empty(3, 3), **options)
+
+
+@pytest.mark.parametrize("kind", ["fan_in", "orthogonal"])
+def test_init_refuses_an_integer_weight(kind):
+    with pytest.raises(TypeError, match=r"floating-point type, got torch\.int64"):
+        init_(torch.zeros(3, 3, dtype=torch.int64), kind)

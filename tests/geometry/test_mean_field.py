@@ -1,5 +1,6 @@
 """Tests of kexue.geometry.mean_field: drift of norms, Lyapunov spectra, effective rank, angle maps, propagation through models."""
 
+import inspect
 import math
 
 import mpmath
@@ -342,3 +343,10 @@ def test_propagate_follows_the_angle_map_in_a_wide_relu_layer(rng):
 def test_propagate_refuses_an_empty_batch():
     with pytest.raises(ValueError, match="at least one example"):
         propagate(nn.Identity(), torch.empty(0, 3))
+
+
+def test_unknown_activations_are_refused_without_a_type_checker():
+    with pytest.raises(ValueError, match="'identity' or 'relu', the two with a closed form, got 'tanh'"):
+        inspect.unwrap(norm_drift)(3, 3, "tanh")
+    with pytest.raises(ValueError, match="or a function of a tensor, got 'gelu'"):
+        inspect.unwrap(angle_map)(torch.tensor(1.0), "gelu")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kexue.book import sources
 from kexue.book.context import SCALES
 
 __all__ = ["main"]
@@ -26,8 +27,6 @@ def _execute(options: argparse.Namespace) -> int:
     from kexue.book import execution, normalise
 
     in_place = not options.check and (options.scale, options.seed) == ("cpu", 0)
-    if not options.check and not in_place:
-        raise ValueError("only a run at scale cpu with seed 0 is written back into chapters/; add --check for other parameters")
 
     def done(task: execution.Task, result: execution.Result, text: str) -> None:
         if in_place and result.outcome == "ok":
@@ -36,28 +35,44 @@ def _execute(options: argparse.Namespace) -> int:
     tasks = execution.plan(options.root, options.chapters, scales=[options.scale], seeds=[options.seed])
     results = execution.execute(tasks, options.root / options.state, **_engine(options), done=done)
     print(execution.report(results))
+    if not in_place:
+        print(f"executed notebooks: {options.root / options.state} (chapters/ is written at scale cpu with seed 0 only)")
     return int(any(r.outcome != "ok" for r in results))
 
 
 def _evidence(options: argparse.Namespace) -> int:
-    from kexue.book import evidence, execution
+    from kexue.book import evidence, execution, normalise
 
-    finished: list[tuple[execution.Result, str]] = []
-    path = options.root / "data" / "evidence.json"
-    known = evidence.load(path)
+    if options.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+    path = options.root / "data/evidence.json"
+    old = evidence.load(path)
+    finished: list[tuple[execution.Task, execution.Result, str]] = []
     tasks = execution.plan(options.root, options.chapters, scales=options.scales, seeds=range(options.seeds), evidence=True)
-    keep = lambda _, result, text: finished.append((result, text))  # noqa: E731
-    results = execution.execute(tasks, options.root / options.state, **_engine(options), done=keep)
-    evidence.save(path, evidence.merge(known, evidence.gather(finished)))
+    results = execution.execute(
+        tasks, options.root / options.state, **_engine(options), done=lambda task, result, text: finished.append((task, result, text))
+    )
+    known = {slug: source.read_text(encoding="utf-8") for slug, source in sources.find_chapters(options.root).items()}
+    new = evidence.merge(old, evidence.collect(finished), known)
+    normalise.write_atomically(path, evidence.to_text(new))
     print(execution.report(results))
+    for claim in new["claims"]:
+        for scale, result in claim["results"].items():
+            if result["passed"] < result["n"]:
+                print(f"claim {claim['id']} ({claim['chapter']}, {scale}): {result['passed']} of {result['n']} runs")
+    print(f"{len(new['claims'])} claims, {len(new['runs'])} runs in {path}")
     return int(any(r.outcome != "ok" for r in results))
 
 
 def _check(options: argparse.Namespace) -> int:
-    from kexue.book import checks, sources
+    from kexue.book import checks
 
-    findings = checks.check(options.root, sources.select(sources.find_chapters(options.root), options.chapters))
-    print("\n".join(map(str, findings)) or "nothing found")
+    options.chapters += options.slugs
+    findings = checks.check(options.root, options.chapters)
+    for finding in findings:
+        print(finding)
+    count = len(sources.select(sources.find_chapters(options.root), options.chapters))
+    print(f"{count} chapter{'s' * (count != 1)} checked: {len(findings) or 'no'} finding{'s' * (len(findings) != 1)}")
     return int(bool(findings))
 
 
@@ -67,7 +82,6 @@ def _engine(options: argparse.Namespace) -> dict:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kexue.book", description=__doc__)
-    parser.set_defaults(run=lambda options: parser.error("name a command"))
     commands = parser.add_subparsers(dest="command", required=True)
 
     common = argparse.ArgumentParser(add_help=False)
@@ -87,12 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--check", action="store_true", help="write nothing back: only see whether the chapters pass with these parameters")
     run.set_defaults(run=_execute)
 
-    many = commands.add_parser("evidence", parents=[common, engine], help="run chapters over seeds and scales and write data/evidence.json")
-    many.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default: %(default)s)")
-    many.add_argument("--scales", nargs="+", choices=SCALES, default=["cpu"], help="scales (default: cpu)")
-    many.set_defaults(run=_evidence)
+    collect = commands.add_parser("evidence", parents=[common, engine], help="run chapters over seeds and write data/evidence.json")
+    collect.add_argument("--seeds", type=int, default=5, metavar="K", help="run with the seeds 0 to K - 1 (default: %(default)s)")
+    collect.add_argument("--scales", nargs="+", choices=SCALES, default=["cpu"], metavar="SCALE", help="smoke, cpu, gpu (default: cpu)")
+    collect.set_defaults(run=_evidence)
 
     static = commands.add_parser("check", parents=[common], help="check the committed notebooks without running them")
+    static.add_argument("slugs", nargs="*", default=[], metavar="SLUG", help="chapters by slug (default: all)")
     static.set_defaults(run=_check)
     return parser
 

@@ -1,27 +1,27 @@
-"""Static checks of the committed notebooks: what can be seen to be wrong without running anything.
+"""Static checks of the committed notebooks: what can be seen without running anything.
 
-Each check is a function from a chapter to findings; a finding names the file, the cell, what is wrong and how to mend it. Execution is
-looked at first, because a notebook that was not run in order proves nothing, whatever else it says.
+``check`` reads every chapter and returns findings; each says where it is, what is wrong and how to mend it. Claim ids and labels are
+compared over the whole book even if only some chapters are checked.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nbformat import NotebookNode
 
-from kexue.book import normalise
+from kexue.book import evidence, imports, normalise, prose, sources
 from kexue.book.context import CHAPTERS
 
-__all__ = ["PARAMETERS", "SETUP", "Finding", "Notebook", "check", "check_notebook"]
+__all__ = ["MAX_BYTES", "MAX_LINES", "MIN_CLAIMS", "PARAMETERS", "SETUP", "Finding", "check", "check_chapter"]
+
+MAX_LINES, MIN_CLAIMS, MAX_BYTES = 20, 5, 1_000_000
 
 PARAMETERS = 'scale = "cpu"  # "smoke", "cpu" or "gpu"\nseed = 0'
 SETUP = """import sys
@@ -34,226 +34,215 @@ if "google.colab" in sys.modules:  # keep Colab's own torch and add only what it
 
 from kexue.book import chapter, glue
 
-ch = chapter("{slug}", scale=scale, seed=seed)"""
-
-FEWEST_CLAIMS, LONGEST_CELL, LARGEST_OUTPUT = 5, 20, 1_000_000
-FORBIDDEN = (
-    "obviously",
-    "simply",
-    "it is easy to see",
-    "easy to see",
-    "state of the art",
-    "coming soon",
-    "/work/",
-    "/home/",
-    "/tmp/",
-    "/root/",
-)
-_DECIMAL = re.compile(r"(?<![\w.\-/:])\d+\.\d{3,}(?![\w.]*\d*[/.])")
-_LABEL = re.compile(r"^:(?:label|name): *(\S+)|\(((?:eq|fig|thm|ex)-[\w-]+)\)\s*$|^\(([\w-]+)\)=", flags=re.M)
-_REFERENCE = re.compile(r"\{(?:prf:ref|eq|numref|ref)\}`(?:[^`<]*<)?([\w-]+)>?`")
+ch = chapter("SLUG", scale=scale, seed=seed)"""
+ORIGINAL = ("title", "english", "date", "url")
 
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """Something wrong in one cell (0 for the whole notebook), with the way to mend it."""
+    """One defect: the file, the cell (1 is the first, 0 the notebook as a whole), what is wrong and how to mend it."""
 
     path: str
     cell: int
-    problem: str
-    remedy: str
+    what: str
+    mend: str
 
     def __str__(self) -> str:
-        return f"{self.path}, cell {self.cell}: {self.problem} — {self.remedy}"
+        return f"{self.path}:{f' cell {self.cell}:' if self.cell else ''} {self.what} - {self.mend}"
 
 
-@dataclass(frozen=True)
-class Notebook:
-    """A chapter as the checks see it."""
+@dataclass
+class _Book:
+    """What a chapter is compared with: labels and claim ids of the whole book, with how often each occurs."""
 
-    slug: str
-    path: Path
-    content: NotebookNode
-
-    @cached_property
-    def code(self) -> list[tuple[int, NotebookNode]]:
-        return [(i, cell) for i, cell in enumerate(self.content.cells, 1) if cell.cell_type == "code"]
-
-    @cached_property
-    def prose(self) -> list[tuple[int, str]]:
-        return [(i, cell.source) for i, cell in enumerate(self.content.cells, 1) if cell.cell_type == "markdown"]
-
-    @cached_property
-    def outputs(self) -> list[tuple[int, NotebookNode]]:
-        return [(i, output) for i, cell in self.code for output in cell.outputs]
-
-    @cached_property
-    def claims(self) -> list[tuple[int, str]]:
-        found = ((i, output.get("metadata", {}).get("kexue", {}).get("claim", {}).get("id")) for i, output in self.outputs)
-        return [(i, name) for i, name in found if name]
+    labels: Counter[str] = field(default_factory=Counter)
+    claims: Counter[str] = field(default_factory=Counter)
 
 
-def check(root: Path, chapters: Mapping[str, Path]) -> list[Finding]:
-    """All findings in ``chapters`` (paths by slug), and claim ids that occur in two of them."""
-    notebooks = [Notebook(slug, path, normalise.read(path)) for slug, path in chapters.items()]
-    findings = [finding for notebook in notebooks for finding in check_notebook(notebook, root)]
-    owners: dict[str, str] = {}
-    for notebook in notebooks:
-        for cell, name in notebook.claims:
-            if owners.setdefault(name, notebook.slug) != notebook.slug:
-                where = str(notebook.path)
-                findings.append(
-                    Finding(where, cell, f"claim id {name!r} is taken by {owners[name]}", "claim ids are unique in the whole book")
-                )
-    return sorted(findings)
+def check(root: Path, slugs: Sequence[str] = ()) -> list[Finding]:
+    """Findings in the chapters named by ``slugs`` (all if empty), in the order of the cells."""
+    paths = sources.find_chapters(root)
+    chosen = sources.select(paths, slugs)
+    notebooks = {slug: normalise.read(path) for slug, path in paths.items()}
+    book = _Book()
+    for page in root.glob("*.md"):
+        book.labels.update(prose.labels(page.read_text(encoding="utf-8")))
+    for notebook in notebooks.values():
+        for cell in notebook.cells:
+            book.labels.update(_labels(cell))
+        book.claims.update(record["id"] for record in evidence.claims_of(notebook))
+    return [finding for slug, path in chosen.items() for finding in check_chapter(path, notebooks[slug], book, root)]
 
 
-def check_notebook(notebook: Notebook, root: Path = Path()) -> list[Finding]:
-    """All findings in one chapter."""
-    path = notebook.path
-    where = str(path.relative_to(root) if path.is_absolute() and path.is_relative_to(root) else path)
-    return [Finding(where, cell, problem, remedy) for one in CHECKS for cell, problem, remedy in one(notebook)]
+def check_chapter(path: Path, notebook: NotebookNode, book: _Book, root: Path) -> list[Finding]:
+    """All findings in one notebook."""
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    found = [(0, *finding) for finding in _whole(path, notebook, book)]
+    keys = {key for cell in notebook.cells for key in _glued(cell)} if _out_of_order(notebook) is None else None
+    level = 0
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type == "code":
+            found += [(number, *finding) for finding in _code(cell, path.stem)]
+        elif cell.cell_type == "markdown":
+            found += [(number, *finding) for finding in _markdown(cell.source, path.stem, keys, book)]
+            for depth, title in prose.headings(cell.source):
+                if depth > level + 1:
+                    found.append((number, f"heading {title!r} steps from level {level} to {depth}", "go down one level at a time"))
+                level = depth
+    return [Finding(name, *finding) for finding in dict.fromkeys(found)]
 
 
-Findings = Iterator[tuple[int, str, str]]
+def _whole(path: Path, notebook: NotebookNode, book: _Book) -> Iterator[tuple[str, str]]:
+    slug, part = path.stem, path.parent.name
+    if slug not in CHAPTERS.get(part, ()):
+        yield f"{part}/{slug} is no chapter of the book", "name folder and file after a part and a chapter in kexue.book.context.CHAPTERS"
+    meta = notebook.metadata.get("kexue", {})
+    for key, right in {"slug": slug, "part": part}.items():
+        if meta.get(key) != right:
+            yield f"metadata kexue.{key} is {meta.get(key)!r}", f"make it {right!r}"
+    for key in ("question", "summary"):
+        if not isinstance(meta.get(key), str) or not meta[key].strip():
+            yield f"metadata kexue.{key} is missing", "the landing page and the citation need it"
+    if len(str(meta.get("question", ""))) > 120:
+        yield f"metadata kexue.question has {len(meta['question'])} characters", "at most 120"
+    if missing := [key for key in ORIGINAL if not meta.get("original", {}).get(key)]:
+        yield f"metadata kexue.original lacks {', '.join(missing)}", "give title, english, date and url of the original post"
+    if not isinstance(meta.get("packages"), list):
+        yield "metadata kexue.packages is missing", "list the data packages that the chapter needs, [] if none"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if len(code) < 2 or code[0].metadata.get("tags") != ["parameters"] or code[0].source != PARAMETERS:
+        yield "the first code cell is not the parameters cell", f"tag it 'parameters'; its text is exactly {PARAMETERS!r}"
+    if len(code) < 2 or code[1].metadata.get("tags") != ["setup"] or code[1].source != SETUP.replace("SLUG", slug):
+        yield "the second code cell is not the set-up cell", "tag it 'setup'; its text is exactly kexue.book.checks.SETUP with the slug"
+    first = notebook.cells[0].source if notebook.cells and notebook.cells[0].cell_type == "markdown" else ""
+    if not re.match(r"# (?!\d)\S", first) or ":class: kx-question" not in first:
+        yield "the first cell is not title and question box", "begin with '# Title' (no number) and the admonition of class kx-question"
+    if (wrong := _out_of_order(notebook)) is not None:  # nothing can be said about outputs before the chapter has been run
+        yield f"code cell {wrong} of {len(code)} was not run in order", "execute the whole chapter: python -m kexue.book execute"
+    else:
+        yield from _recorded(notebook, book)
+    size = sum(len(json.dumps(cell.outputs, ensure_ascii=False).encode()) for cell in code)
+    if size > MAX_BYTES:
+        yield f"outputs of {size / 1e6:.2f} MB", "stay under 1 MB: fewer or smaller figures, fewer slider frames"
 
 
-def _executed(notebook: Notebook) -> Findings:
-    for expected, (i, cell) in enumerate(notebook.code, 1):
-        if cell.execution_count != expected:
-            yield i, f"execution count {cell.execution_count}, expected {expected}", "execute the chapter: make execute"
-            return
+def _out_of_order(notebook: NotebookNode) -> int | None:
+    """The first code cell (1 is the first) whose execution count is not its place, None if the notebook was run in order."""
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    return next((place for place, count in enumerate(counts, 1) if count != place), None)
 
 
-def _clean(notebook: Notebook) -> Findings:
-    for i, output in notebook.outputs:
-        if output.output_type == "error":
-            yield i, f"the cell raised {output.ename}", "mend the cell and execute the chapter"
-        if output.get("name") == "stderr":
-            yield i, f"stderr: {output.text.strip()[:80]!r}", "a warning is a defect: remove its cause"
-    size = len(json.dumps([output for _, output in notebook.outputs]))
-    if size > LARGEST_OUTPUT:
-        yield 0, f"outputs of {size / 1e6:.1f} MB", "keep them under 1 MB: smaller figures, shorter curves, no long prints"
+def _recorded(notebook: NotebookNode, book: _Book) -> Iterator[tuple[str, str]]:
+    """Claims and glued values of the outputs, held against the code, the text and the book."""
+    recorded = [record["id"] for record in evidence.claims_of(notebook)]
+    if len(recorded) < MIN_CLAIMS:
+        yield f"{len(recorded)} claims in the outputs", f"a chapter proves at least {MIN_CLAIMS} by running them"
+    for identifier in sorted({i for i in recorded if book.claims[i] > 1}):
+        yield f"claim id {identifier!r} occurs more than once in the book", "name it after what this chapter claims"
+    claimed = {identifier for cell in notebook.cells if cell.cell_type == "code" for identifier in _claims_in(cell.source)}
+    if missing := sorted(claimed - set(recorded)):
+        yield f"claims in the code and not in the outputs: {', '.join(missing)}", "execute the chapter again"
+    keys = Counter(key for cell in notebook.cells for key in _glued(cell))
+    used = {key for cell in notebook.cells if cell.cell_type == "markdown" for key in prose.glued(cell.source)}
+    for key in sorted(key for key in keys if keys[key] > 1):
+        yield f"key {key!r} is glued more than once", "the later value would win silently"
+    for key in sorted(keys.keys() - used):
+        yield f"glued key {key!r} is never used", "use it in the text or do not glue it"
 
 
-def _frame(notebook: Notebook) -> Findings:
-    for tag, wanted in (("parameters", PARAMETERS), ("setup", SETUP.format(slug=notebook.slug))):
-        cells = [(i, cell) for i, cell in notebook.code if tag in cell.metadata.get("tags", [])]
-        if len(cells) != 1:
-            yield 0, f"{len(cells)} cells tagged {tag!r}", "there is exactly one"
-        elif cells[0][1].source != wanted:
-            yield cells[0][0], f"the cell tagged {tag!r} differs from the template", f"it reads, to the letter:\n{wanted}\n"
-    metadata = notebook.content.metadata.get("kexue", {})
-    missing = [key for key in ("slug", "part", "question", "summary", "original") if not metadata.get(key)]
-    missing += [f"original.{key}" for key in ("title", "english", "date", "url") if not metadata.get("original", {}).get(key)]
-    if missing:
-        yield 0, f"notebook metadata 'kexue' lacks {', '.join(missing)}", "cards, citation and landing page are made from it"
-    elif (
-        metadata.slug != notebook.slug or notebook.slug not in CHAPTERS.get(metadata.part, ()) or metadata.part != notebook.path.parent.name
-    ):
-        yield 0, f"metadata says {metadata.part}/{metadata.slug}", "slug and part are those of the file and of the book's plan"
-
-
-def _code(notebook: Notebook) -> Findings:
-    for i, cell in notebook.code:
-        lines = [line for line in cell.source.splitlines() if line.strip()]
-        if len(lines) > LONGEST_CELL and "setup" not in cell.metadata.get("tags", []):
-            yield i, f"{len(lines)} lines of code", f"at most {LONGEST_CELL}: what is longer belongs into the library"
-        if re.search(r"^\s*[!%]", cell.source, flags=re.M):
-            yield i, "a shell command or magic", "plain Python runs everywhere"
-            continue
-        for node in ast.walk(ast.parse(cell.source)):
-            names = (
-                [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            )
-            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
-                yield i, f"from {node.module} import *", "name what is imported"
-            for name in names:
-                if name and not _exists(name):
-                    yield i, f"module {name} cannot be found", "add its package to the extra 'chapters' and to the lock"
-            if isinstance(node, ast.ExceptHandler) and all(isinstance(line, ast.Pass) for line in node.body):
-                yield i, "a silent except", "let the error be seen"
-
-
-def _figures(notebook: Notebook) -> Findings:
-    for i, cell in notebook.code:
-        if not any("image/png" in output.get("data", {}) for output in cell.outputs):
-            continue
-        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
-        if len(alt) < 15 or re.search(r"\.(png|svg)$|^_?images?/", alt):
-            yield i, f"alt text {alt!r}", "say in cell metadata mystnb.image.alt what one sees"
-
-
-def _glue(notebook: Notebook) -> Findings:
-    defined: Counter[str] = Counter()
-    for i, output in notebook.outputs:
-        if name := output.get("metadata", {}).get("scrapbook", {}).get("name"):
-            defined[name] += 1
-            if not name.startswith(f"{notebook.slug}-"):
-                yield i, f"glued key {name!r}", f"keys begin with {notebook.slug}-"
-            if defined[name] == 2:
-                yield i, f"key {name!r} is glued twice", "the later value would win silently"
-    used = {key for _, text in notebook.prose for key in re.findall(r"\{glue:\w*\}`([^`:]+)", text)}
-    for i, text in notebook.prose:
-        for key in re.findall(r"\{glue:\w*\}`([^`:]+)", text):
-            if key not in defined:
-                yield i, f"glued key {key!r} is not defined", "glue it in a cell of this chapter"
-    for key in sorted(defined.keys() - used):
-        yield 0, f"glued key {key!r} is never used", "use it in the prose or do not glue it"
-
-
-def _claims(notebook: Notebook) -> Findings:
-    if len(notebook.claims) < FEWEST_CLAIMS:
-        yield 0, f"{len(notebook.claims)} claims", f"a chapter proves at least {FEWEST_CLAIMS}"
-    for name, count in Counter(name for _, name in notebook.claims).items():
-        if count > 1 or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-            yield 0, f"claim id {name!r} occurs {count} times", "ids are unique, lower-case words joined by hyphens"
-
-
-def _labels(notebook: Notebook) -> Findings:
-    labels: Counter[str] = Counter()
-    for i, text in notebook.prose:
-        for match in _LABEL.finditer(text):
-            name = next(filter(None, match.groups()))
-            labels[name] += 1
-            if not re.fullmatch(rf"(thm|eq|fig|ex|sec|tab)-{re.escape(notebook.slug)}-[\w-]+", name):
-                yield i, f"label {name!r}", f"labels are thm-, eq-, fig- or ex-{notebook.slug}-name"
-    for i, cell in notebook.code:
-        if name := cell.metadata.get("mystnb", {}).get("figure", {}).get("name"):
-            labels[name] += 1
-            if not name.startswith(f"fig-{notebook.slug}-"):
-                yield i, f"figure name {name!r}", f"names of figures begin with fig-{notebook.slug}-"
-    for name, count in labels.items():
-        if count > 1:
-            yield 0, f"label {name!r} is defined {count} times", "labels are unique"
-    for i, text in notebook.prose:
-        for name in _REFERENCE.findall(text):
-            if notebook.slug in name and name not in labels:
-                yield i, f"reference to {name!r}, which is not defined", "refer to a label of this chapter"
-
-
-def _prose(notebook: Notebook) -> Findings:
-    for i, text in notebook.prose:
-        plain = plain_text(text)
-        for number in _DECIMAL.findall(plain):
-            yield i, f"typed decimal {number}", "glue what the chapter computes; put definitions into mathematics"
-        for word in FORBIDDEN:
-            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)" if word.isalpha() else re.escape(word), plain, flags=re.I):
-                yield i, f"{word!r}", "say why instead, or leave it out"
-
-
-def plain_text(markdown: str) -> str:
-    """The words of a Markdown cell without mathematics, code, roles, link targets and lines that are quoted with a citation."""
-    text = re.sub(r"```+ *\{(?:code|math|literalinclude|bibliography)[\s\S]*?```+|\$\$[\s\S]*?\$\$", " ", markdown)
-    text = re.sub(r"```(?!\{)[\s\S]*?```|(?<!\\)\$[^$]*\$|\{[\w:.-]+\}`[^`]*`|`[^`]*`|\]\([^)]*\)|<https?:[^>]*>", " ", text)
-    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(":"))
-
-
-def _exists(name: str) -> bool:
+def _code(cell: NotebookNode, slug: str) -> Iterator[tuple[str, str]]:
+    tags = cell.metadata.get("tags", [])
+    lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+    if lines > MAX_LINES and "setup" not in tags:
+        yield f"{lines} lines of code", f"at most {MAX_LINES}: move what is not the point into the library"
     try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
+        tree = ast.parse(cell.source)
+    except SyntaxError as error:
+        yield f"not plain Python ({error.msg}, line {error.lineno})", "no '!' or '%' commands, no syntax of one shell"
+        tree = ast.Module([], [])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and all(isinstance(line, ast.Pass) for line in node.body):
+            yield f"a silent except (line {node.lineno})", "let the error be seen"
+    if "get_ipython" in cell.source:
+        yield "get_ipython()", "a chapter uses nothing of one shell"
+    for name in imports.imported(tree):
+        if name.endswith(".*"):
+            yield f"star import of {name[:-2]}", "name what is imported"
+        elif not imports.resolvable(name):
+            yield f"import of {name} cannot be resolved", "correct the name or install the package"
+    figure = cell.metadata.get("mystnb", {})
+    images = [o for o in cell.outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
+    if images and not prose.is_alt(figure.get("image", {}).get("alt")):
+        yield "a figure without alt text", "say in cell metadata mystnb.image.alt what one sees, in a sentence"
+    if images and not (figure.get("figure", {}).get("caption") and figure.get("figure", {}).get("name")):
+        yield "a figure without name or caption", "give both in cell metadata mystnb.figure"
+    if len(images) > 1:
+        yield f"{len(images)} figures in one cell", "one figure a cell, so that each has its caption and alt text"
+    yield from _label_findings(_labels(cell), slug)
+    for key in _glued(cell):
+        if not key.startswith(f"{slug}-"):
+            yield f"glued key {key!r}", f"keys of this chapter begin with {slug}-"
+    for record in evidence.claims_of(NotebookNode(cells=[cell])):
+        if not record["passed"]:
+            yield f"claim {record['id']!r} failed in the committed run", "mend the chapter or report the rate"
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", record["id"]):
+            yield f"claim id {record['id']!r}", "use words joined by hyphens that say what is claimed"
+    for output in cell.outputs:
+        if output.output_type == "error":
+            yield f"the output is an error: {output.ename}", "mend the cell and execute again"
+        if output.get("name") == "stderr":
+            yield f"text on stderr: {output.text.strip()[:60]!r}", "a warning is a defect: mend its cause"
+        shown = "\n".join(str(v) for k, v in output.get("data", {}).items() if not k.startswith("image/")) + output.get("text", "")
+        if address := re.search(r"\bat 0x[0-9a-f]{6,}", shown):
+            yield f"a memory address in the output ({address[0]})", "end the line with ';' or show a value"
+        for word, mend in prose.forbidden(shown):
+            yield f"{word!r} in the output", mend
+    for word, mend in prose.forbidden(cell.source):
+        yield f"{word!r} in the code", mend
 
 
-CHECKS: Iterable = (_executed, _clean, _frame, _code, _figures, _glue, _claims, _labels, _prose)
+def _markdown(source: str, slug: str, keys: set[str] | None, book: _Book) -> Iterator[tuple[str, str]]:
+    yield from _label_findings(prose.labels(source), slug)
+    for key in prose.glued(source):
+        if keys is not None and key not in keys:
+            yield f"glued key {key!r} is not defined in this chapter", "glue it in a cell, or correct the name"
+    for role, label in prose.references(source):
+        if not book.labels[label]:
+            yield f"{{{role}}} refers to {label!r}, which no page defines", "correct the label"
+    for label in prose.labels(source):
+        if book.labels[label] > 1:
+            yield f"label {label!r} is defined more than once", "labels are unique over the book"
+    for number in prose.decimals(source):
+        yield (
+            f"typed decimal {number}",
+            "glue what the chapter computes; put a definition into mathematics, a quotation beside its citation",
+        )
+    for word, mend in prose.forbidden(prose.prose(source)):
+        yield f"{word!r}", mend
+    for image in prose.images_without_alt(source):
+        yield f"image {image} without alt text", "say what one sees"
+    for _, title in prose.headings(source):
+        if re.search(r"\{\w[\w:]*\}`|\]\(", title):
+            yield f"a reference inside the heading {title!r}", "refer in the text below it"
+
+
+def _label_findings(found: Iterable[str], slug: str) -> Iterator[tuple[str, str]]:
+    for label in found:
+        if not re.fullmatch(rf"(thm|eq|fig|ex|sec|tab)-{re.escape(slug)}(-[a-z0-9]+)+", label):
+            yield f"label {label!r}", f"labels are thm-, eq-, fig- or ex-{slug}-name, in lower case"
+
+
+def _labels(cell: NotebookNode) -> list[str]:
+    if cell.cell_type == "markdown":
+        return prose.labels(cell.source)
+    name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+    return [name] if name else []
+
+
+def _glued(cell: NotebookNode) -> list[str]:
+    metadata = [output.get("metadata", {}) for output in cell.get("outputs", [])]
+    return [m["scrapbook"]["name"] for m in metadata if "name" in m.get("scrapbook", {})]
+
+
+def _claims_in(source: str) -> list[str]:
+    return re.findall(r"\bch\.claim\(\s*[\"']([^\"']+)[\"']", source)

@@ -4,7 +4,7 @@ The file is small, sorted and merged: running some chapters at one scale replace
 the rest, so that results of an accelerator survive the next run without one. Its schema, version 1::
 
     {"schema": 1,
-     "versions": {"python": "3.11.7", "torch": "2.13.0", ...},          versions of runs on a GPU that differ: "torch (gpu)"
+     "versions": {"python": "3.11.7", "torch": "2.13.0", ...},          those of runs at scale gpu: "torch (gpu)"
      "runs": [{"chapter", "scale", "seed", "device", "outcome", "seconds", "peak_mb"}, ...],
      "claims": [{"chapter", "id", "sentence", "relation", "limit", "unit",
                  "results": {"cpu": {"device": "cpu", "n": 5, "passed": 5, "values": [...], "limits": [...]}}}, ...]}
@@ -47,10 +47,7 @@ def collect(finished: Iterable[tuple[Task, Result, str]]) -> dict[str, Any]:
     versions: dict[str, str] = {}
     for task, result, text in finished:
         for name, version in result.versions.items():
-            if task.scale != "gpu" or versions.setdefault(name, version) == version:
-                versions[name] = version
-            else:
-                versions[f"{name} (gpu)"] = version
+            versions[f"{name} (gpu)" if task.scale == "gpu" else name] = version
         for record in claims_of(nbformat.reads(text, as_version=4)):
             entry = claims.setdefault((task.chapter, record["id"]), _entry(task.chapter, record))
             at_scale = entry["results"].setdefault(task.scale, {"device": result.device, "n": 0, "passed": 0, "values": [], "limits": []})

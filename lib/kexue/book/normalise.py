@@ -52,7 +52,7 @@ def read(path: Path) -> NotebookNode:
     """The notebook in the file ``path``. Raises ValueError, naming the file, if it is not a notebook."""
     try:
         return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError, AttributeError) as error:
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a Jupyter notebook: {error}") from error
 
 

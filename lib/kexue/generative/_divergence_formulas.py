@@ -48,7 +48,7 @@ class Tangent(torch.autograd.Function):
 
 
 def box_cox(v: Tensor, k: float) -> Tensor:
-    return (k * v).expm1() / k if abs(k) > SMALLEST_POWER else v
+    return (k * v).expm1() / k if abs(k) > SMALLEST_POWER else v.clone()
 
 
 def softplus_parts(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ harmonic mean of the two. Only an orthogonal matrix keeps every norm; :func:`ort
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -33,9 +33,14 @@ def init_(
     m x (n prod k) matrix with ``gain`` times a Haar (semi-)orthogonal one; ``delta`` puts an m x n orthogonal matrix at the centre of the
     kernel and zeros elsewhere, which makes the convolution with circular padding and m = n an exact isometry.
 
-    Raises ValueError for fewer than two dimensions, an empty weight, a gain that is not positive and finite, a law beside ``orthogonal`` or
-    ``delta``, and ``delta`` without a kernel that has a centre. Source: Glorot and Bengio (2010); He et al. (2015); Saxe et al. (2014).
+    Raises TypeError for a weight that is not real floating point, and ValueError for an unknown kind or law, fewer than two dimensions, an
+    empty weight, a gain that is not positive and finite, a law beside ``orthogonal`` or ``delta``, and ``delta`` without a kernel that has
+    a centre. Source: Glorot and Bengio (2010); He et al. (2015); Saxe et al. (2014).
     """
+    if kind not in get_args(Kind) or law not in get_args(Law):
+        raise ValueError(f"kind must be one of {get_args(Kind)} and law one of {get_args(Law)}, got kind={kind!r}, law={law!r}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be of a floating-point type, got {weight.dtype}")
     if weight.ndim < 2 or weight.numel() == 0:
         raise ValueError(f"weight must have at least 2 dimensions (m, n, *kernel), none of them 0, got shape {tuple(weight.shape)}")
     if not (gain > 0 and math.isfinite(gain)):

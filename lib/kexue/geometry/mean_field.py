@@ -29,8 +29,10 @@ def norm_drift(n: int, depth: int, activation: Literal["identity", "relu"] = "id
     (variance 2/n): the factor of a layer is :math:`\frac2n\chi^2_K` with K binomial(n, 1/2), and we condition on K > 0 in each layer, since
     with probability :math:`2^{-n}` a layer is dead and the logarithm is minus infinity; about -5L/(2n) and 5L/n.
 
-    Raises ValueError if n < 1 or depth < 0. Cost O(1), and O(n) for ``relu``.
+    Raises ValueError if n < 1, depth < 0 or the activation is another one. Cost O(1), and O(n) for ``relu``.
     """
+    if activation not in ("identity", "relu"):
+        raise ValueError(f"activation must be 'identity' or 'relu', the two with a closed form, got {activation!r}")
     if n < 1 or depth < 0:
         raise ValueError(f"n must be at least 1 and depth at least 0, got n={n}, depth={depth}")
     if activation == "identity":
@@ -65,7 +67,7 @@ def lyapunov(matrices: Iterable[Tensor], *, every: int = 1) -> Float[Tensor, " n
 
     The product itself is never formed, it would underflow: a frame Q is carried along, :math:`W_lQ_{l-1}=Q_lR_l`, and the exponents are the
     means of :math:`\log|\operatorname{diag}R_l|`. ``every`` factors are multiplied between two factorizations (faster, and exact as long as
-    they keep the frame well conditioned). A singular product gives -inf.
+    they keep the frame well conditioned). A direction that is mapped to exactly 0 gives -inf, one lost up to rounding about -36.
 
     Raises ValueError if there is no matrix, if one is not square or of another size than the first, or if ``every`` < 1.
     Source: Benettin, Galgani, Giorgilli and Strelcyn (1980).
@@ -145,6 +147,8 @@ def angle_map(
         return _relu_map(theta, (1 - slope) ** 2 / (1 + slope**2))
     if activation == "erf":
         return _erf_map(theta, 2 * variance / (1 + 2 * variance))
+    if isinstance(activation, str) and activation != "tanh":
+        raise ValueError(f"activation must be 'identity', 'relu', 'erf', 'tanh' or a function of a tensor, got {activation!r}")
     return _quadrature_map(theta, torch.tanh if activation == "tanh" else activation, math.sqrt(variance))
 
 

@@ -52,7 +52,7 @@ def angle_logpdf(theta: Float[Tensor, "*#shape"], n: float | int | Float[Tensor,
     Source: Cai, Fan and Jiang (2013), equation 1.
     """
     n = _dimension(n).to(theta.device)
-    inside = (theta >= 0) & (theta <= theta.new_tensor(math.pi))
+    inside = ~((theta < 0) | (theta > theta.new_tensor(math.pi)))  # a NaN stays inside and comes out as NaN
     angle = torch.where(inside, theta, 1.0).to(torch.float64)
     sine, cosine = torch.sin(angle).abs(), torch.cos(angle)
     flat = cosine.abs() < 0.5  # near 90 degrees the sine has lost the digits that n - 2 multiplies
@@ -73,7 +73,7 @@ def cosine_logpdf(t: Float[Tensor, "*#shape"], n: float | int | Float[Tensor, "*
     :raises ValueError: if ``n`` is below 2 or not finite.
     """
     n = _dimension(n).to(t.device)
-    inside = t.abs() <= 1
+    inside = ~(t.abs() > 1)  # a NaN stays inside and comes out as NaN
     cosine = torch.where(inside, t, 0.0).to(torch.float64)
     steep = cosine.abs() > 0.5
     power = torch.where(
@@ -82,6 +82,11 @@ def cosine_logpdf(t: Float[Tensor, "*#shape"], n: float | int | Float[Tensor, "*
         (n - 3) / 2 * torch.log1p(-(torch.where(steep, 0.0, cosine) ** 2)),
     )
     return torch.where(inside, _log_constant(n) + power, -math.inf).to(t.dtype)
+
+
+def _refuse_nan(x: Tensor, name: str) -> None:
+    if bool(torch.isnan(x).any()):
+        raise ValueError(f"{name} must not contain NaN: it has no place in the order that a distribution function measures")
 
 
 def _log_upper_tail(cosine: Tensor, cosine2: Tensor, sine2: Tensor, n: Tensor) -> Tensor:
@@ -97,8 +102,9 @@ def angle_cdf(theta: Float[Tensor, "*#shape"], n: float | int | Float[Tensor, "*
 
     Good to a few ulps of the smaller tail for small angles too; 0 below 0 and 1 above :math:`\pi`.
 
-    :raises ValueError: if ``n`` is below 2 or not finite.
+    :raises ValueError: if ``n`` is below 2 or not finite, or if ``theta`` is NaN.
     """
+    _refuse_nan(theta, "theta")
     angle = theta.to(torch.float64).clamp(0, math.pi)
     cosine, sine = torch.cos(angle), torch.sin(angle)
     return torch.exp(_log_upper_tail(cosine, cosine**2, sine**2, _dimension(n).to(theta.device))).to(theta.dtype)
@@ -114,6 +120,7 @@ def cosine_logsf(t: Float[Tensor, "*#shape"], n: float | int | Float[Tensor, "*#
 
     :raises ValueError: if ``n`` is below 2 or not finite, or if ``t`` is NaN.
     """
+    _refuse_nan(t, "t")
     cosine = t.to(torch.float64).clamp(-1, 1)
     return _log_upper_tail(cosine, cosine**2, (1 - cosine) * (1 + cosine), _dimension(n).to(t.device)).to(t.dtype)
 
@@ -129,7 +136,7 @@ def angle_cumulant(n: float | int | Float[Tensor, "*shape"], order: int) -> Floa
     """
     if order < 1:
         raise ValueError(f"order must be an integer >= 1, got {order}")
-    dtype = n.dtype if isinstance(n, Tensor) else torch.float64
+    dtype = n.dtype if isinstance(n, Tensor) and n.is_floating_point() else torch.float64
     n = _dimension(n)
     if order == 1:
         value = torch.full_like(n, math.pi / 2)
