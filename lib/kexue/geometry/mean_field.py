@@ -67,7 +67,8 @@ def lyapunov(matrices: Iterable[Tensor], *, every: int = 1) -> Float[Tensor, " n
 
     The product itself is never formed, it would underflow: a frame Q is carried along, :math:`W_lQ_{l-1}=Q_lR_l`, and the exponents are the
     means of :math:`\log|\operatorname{diag}R_l|`. ``every`` factors are multiplied between two factorizations (faster, and exact as long as
-    they keep the frame well conditioned). A direction that is mapped to exactly 0 gives -inf, one lost up to rounding about -36.
+    they keep the frame well conditioned). A direction that is mapped to exactly 0
+    gives -inf; one that is lost up to rounding adds about -36 in that factorization.
 
     Raises ValueError if there is no matrix, if one is not square or of another size than the first, or if ``every`` < 1.
     Source: Benettin, Galgani, Giorgilli and Strelcyn (1980).
