@@ -198,7 +198,7 @@ ROWS = [
             "torch.func (vmap of grad)": _vmap_per_example,
         },
         goal="5x",
-        note="float32, all layers; the ghost-norm mode of opacus uses the same identity, but also accumulates weight gradients",
+        note="float32; the goal is against materialized gradients. BackPACK and the ghost norm of opacus use the same identity as we do",
         checks=_same,
         repeats=7,
     ),
