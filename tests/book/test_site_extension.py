@@ -112,13 +112,13 @@ EVIDENCE = {
 }
 BENCHMARKS = {
     "schema": 1,
-    "machine": {"cpu": "EPYC"},
+    "machine": {"processor": "EPYC", "cores": 2, "accelerator": None, "versions": {"torch": "2.13.0"}},
     "rows": [
         {
             "name": "norms",
             "title": "Norms",
             "ours": {"label": "kexue", "median_s": 0.01, "spread": [0.009, 0.011], "peak_mb": 30.0},
-            "peers": [{"label": "opacus", "median_s": 0.08}],
+            "peers": [{"label": "opacus", "median_s": 0.08, "ratio": 8.0}],
             "ratio": 8.0,
             "goal": "5×",
             "note": "width $n$",
@@ -279,11 +279,12 @@ def test_errata_lead_to_the_claim_or_the_statement(full) -> None:
 def test_benchmarks_show_ratio_goal_and_note(full, bare) -> None:
     page = full[1]["benchmarks.html"]
     rows = [[td.get_text() for td in tr.select("td")] for tr in page.select("tbody tr")]
-    assert rows[0] == ["Norms", "kexue", "10 ms", "9 ms … 11 ms", "30 MB", "8× (goal 5×)"]
-    assert rows[1] == ["", "opacus", "80 ms", "–", "–", ""]
-    assert rows[2][-1] == "–"
+    assert rows[0] == ["kexue", "10 ms", "9.0 ms … 11 ms", "30 MB", ""]
+    assert rows[1] == ["opacus", "80 ms", "–", "–", "8×"]
+    assert rows[2][-1] == ""
     assert ["HTML build", "20 s"] in rows
-    assert "Norms: width" in page.get_text()
+    assert "Goal 5×; width" in page.get_text()
+    assert "Measured on: EPYC, 2 cores, torch 2.13.0." in page.get_text()
     assert not bare[0]["benchmarks.html"].select("table")
 
 

@@ -173,7 +173,8 @@ def format_limit(claim: dict[str, Any]) -> str:
 def format_seconds(seconds: float | int) -> str:
     """A duration with as many digits as a reader needs."""
     if seconds < 1:
-        return f"{1000 * seconds:.2g} ms" if seconds >= 0.001 else f"{1e6 * seconds:.2g} µs"
+        number, unit = (1000 * seconds, "ms") if seconds >= 0.001 else (1e6 * seconds, "µs")
+        return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
     if seconds < 10:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -226,39 +226,38 @@ class Errata(_BookDirective):
 
 
 class Benchmarks(_BookDirective):
-    """Our hot paths against named peers, measured in one process."""
+    """Our hot paths against named peers, measured in one process: one table each."""
 
     def run(self) -> list[nodes.Node]:
         data = self.book.benchmarks
-        rows = []
+        result: list[nodes.Node] = []
         for row in data.get("rows", []):
-            for which, entry in [("ours", row["ours"]), *(("peer", peer) for peer in row["peers"])]:
-                spread = " … ".join(format_seconds(t) for t in entry["spread"]) if entry.get("spread") else "–"
-                memory = f"{entry['peak_mb']:.0f} MB" if entry.get("peak_mb") else "–"
-                title = row["title"] if which == "ours" else ""
-                rows.append([title, entry["label"], format_seconds(entry["median_s"]), spread, memory])
-                if which == "ours":
-                    rows[-1].append(self._ratio(row))
-                else:
-                    rows[-1].append("")
-        if not rows:
-            return []
-        head = ["Task", "Implementation", "Median", "Quartiles", "Peak memory", "Best peer / ours"]
-        machine = ", ".join(f"{key} {value}" for key, value in sorted(data.get("machine", {}).items()))
-        notes = [
-            n
-            for row in data["rows"]
-            if row.get("note")
-            for n in [nodes.list_item("", nodes.paragraph("", "", *inline(f"{row['title']}: {row['note']}")))]
-        ]
-        result = [nodes.paragraph("", f"Machine: {machine}."), *_table("Benchmarks against peers", head, rows)]
-        return [*result, nodes.bullet_list("", *notes)] if notes else result
+            lines = [[entry["label"], *_timing(entry), _times(entry.get("ratio"))] for entry in [row["ours"], *row["peers"]]]
+            remarks = [f"goal {row['goal']}"] if row.get("goal") else []
+            remarks += [row["note"]] if row.get("note") else []
+            heading = nodes.paragraph("", "", nodes.strong("", "", *inline(row["title"])))
+            head = ["Implementation", "Median", "Quartiles", "Peak memory", "Time relative to ours"]
+            result += [heading, *_table(row["title"], head, lines)]
+            if remarks:
+                sentence = "; ".join(remarks)
+                result.append(nodes.paragraph("", "", *inline(f"{sentence[0].upper()}{sentence[1:]}.")))
+        machine = data.get("machine", {})
+        versions = [f"{name} {version}" for name, version in sorted(machine.get("versions", {}).items())]
+        parts = [machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores", machine.get("accelerator"), *versions]
+        if result and any(parts):
+            result.insert(0, nodes.paragraph("", f"Measured on: {', '.join(str(part) for part in parts if part)}."))
+        return result
 
-    def _ratio(self, row: dict[str, Any]) -> str:
-        if row.get("ratio") is None:
-            return "–"
-        goal = f" (goal {row['goal']})" if row.get("goal") else ""
-        return f"{row['ratio']:.2g}×{goal}"
+
+def _timing(entry: dict[str, Any]) -> list[str]:
+    spread = " … ".join(format_seconds(t) for t in entry["spread"]) if entry.get("spread") else "–"
+    return [format_seconds(entry["median_s"]), spread, f"{entry['peak_mb']:.0f} MB" if entry.get("peak_mb") is not None else "–"]
+
+
+def _times(ratio: float | int | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2g}×"
 
 
 class BookFigures(_BookDirective):
