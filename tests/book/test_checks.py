@@ -5,6 +5,7 @@ import re
 
 import pytest
 from kexue.book import checks, normalise
+from kexue.book.prose import backticked
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 SLUG = "random-angles"
@@ -17,10 +18,10 @@ TITLE = """# Angles of random vectors
 :::"""
 PROSE = """## Statement
 
-```{prf:theorem} Needle
+:::{prf:theorem} Needle
 :label: thm-random-angles-needle
 The density is $1.2345$ at most.
-```
+:::
 
 $$ x = 1.2345 $$ (eq-random-angles-x)
 
@@ -259,3 +260,18 @@ def test_finding_outside_the_root_names_the_whole_path(tmp_path):
     path = write(tmp_path, notebook)
     (finding, *_) = checks.check_chapter(path, notebook, checks._Book(), tmp_path / "elsewhere")
     assert finding.path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("markdown", "found"),
+    [
+        ("```{prf:theorem} X\n:label: thm-x\n\nBody\n```", ["prf:theorem"]),
+        ("Text.\n\n````{exercise}\n:label: ex-x\n\nDo it.\n\n```python\n1\n```\n````\n", ["exercise"]),
+        (":::{prf:theorem} X\n:label: thm-x\n\nBody\n:::", []),
+        ("```{literalinclude} a.py\n:pyobject: f\n```", []),
+        ("```{math}\nx\n```\n\n```python\n{x}\n```", []),
+        ("```{solution-start} ex-x\n:class: dropdown\n```", []),
+    ],
+)
+def test_backticked_finds_text_that_viewers_show_as_code(markdown, found):
+    assert backticked(markdown) == found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -82,11 +83,17 @@ def test_styles_points_are_dots_and_fill_is_closed_at_zero() -> None:
     assert area.endswith(f"V{HEIGHT}H0z")
 
 
-def test_first_frame_is_drawn_without_script_and_control_waits_for_it() -> None:
+def still(page: str) -> BeautifulSoup:
+    """The picture that stands in for the figure where no script runs."""
+    return BeautifulSoup(urllib.parse.unquote(re.search(r'src="data:image/svg\+xml,([^"]*)"', page)[1]), "html.parser")
+
+
+def test_first_frame_is_a_picture_until_the_script_has_run() -> None:
     frames = {n: [Curve([0, 1], [0, n], f"$n={n}$")] for n in (1, 2, 3)}
     soup = BeautifulSoup(slider_html(frames, "$n$", start=1, title="Title", **LABELS), "html.parser")
     assert soup.select_one(".kx-curves path")["d"] == drawing(str(soup))["f"][1][0][0]
-    assert soup.select_one(".kx-control").has_attr("hidden")
+    assert soup.select_one(".kx-live").has_attr("hidden") and soup.select_one(".kx-live .kx-control")
+    assert soup.select_one("img.kx-still")["alt"] == LABELS["alt"]
     assert soup.select_one("output").string == "2" and soup.select_one("input")["aria-valuetext"] == "n = 2"
     assert soup.select_one("label")["for"] == soup.select_one("input")["id"]
     assert soup.select_one(".kx-plot")["role"] == "img" and soup.select_one(".kx-plot")["aria-label"] == LABELS["alt"]
@@ -111,7 +118,21 @@ def test_output_is_the_same_in_every_run_and_asks_nobody() -> None:
     frames = {0.5: [Curve([0, 1], [0, 1])], np.float64(2): [Curve([0, 1], [1, 0])]}
     first, second = (slider_html(frames, **LABELS) for _ in range(2))
     assert first == second
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", first)
+    own = first.replace(urllib.parse.quote('xmlns="http://www.w3.org/2000/svg"', safe="/:="), "").replace("url(%23area)", "")
+    assert len(own) < len(first) and not re.search(r"https?:|//[a-z]|@import|url\(", own)
+
+
+def test_still_picture_shows_the_first_frame_with_its_words() -> None:
+    frame = [Curve([0, 1], [0, 1], "$x < 1$"), Curve([0, 1], [1, 0], "dots", style="points", colour="orange"), Curve([0, 1], [1, 1])]
+    page = slider_html({1: [Curve([0, 1], [0, 0])], 2: frame}, "$n$", start=1, **LABELS)
+    picture = still(page)
+    drawn = [path["d"] for path in picture.select("g path")]
+    assert drawn == [layer[0] for layer in drawing(page)["f"][1]]
+    words = [text.string for text in picture.select("text")]
+    assert {"n = 2", "x < 1", "dots", LABELS["xlabel"], LABELS["ylabel"]} <= set(words)
+    assert all(x in words for x in ("0", "0.25", "1"))  # the ticks
+    assert len(picture.select("path.kx-points")) == 2 and len(picture.select("path.kx-line")) == 3  # curves, and two labels of three
+    assert "#c2530c" in picture.style.string
 
 
 def test_slider_displays_html_and_text() -> None:
@@ -120,6 +141,41 @@ def test_slider_displays_html_and_text() -> None:
     (output,) = captured.outputs
     assert output.data["text/plain"] == "Interactive figure, sigma = -1, 2.5. A flat line becomes a needle."
     assert 'class="kx-slider"' in output.data["text/html"]
+
+
+TWO = {
+    "kl": {1: [Curve([0, 1], [0, 1], "one")], 2: [Curve([0, 1], [1, 0], "one")]},
+    "js": {1: [Curve([0, 1], [0, 9])], 2: [Curve([0, 1], [9, 0])]},
+}
+
+
+def test_chooser_makes_one_figure_per_option_and_shows_the_first_without_script() -> None:
+    soup = BeautifulSoup(slider_html(TWO, r"$\xi$", chooser="$f$", start=1, **LABELS), "html.parser")
+    figures = soup.select(".kx-choice > .kx-slider")
+    assert [figure.has_attr("hidden") for figure in figures] == [False, True]
+    assert [option.string for option in soup.select("select option")] == ["kl", "js"]
+    assert soup.select_one(".kx-choice > .kx-control").has_attr("hidden"), "a list that no script serves must not show"
+    assert soup.select_one("select")["id"] == soup.select_one(".kx-choice > .kx-control label")["for"]
+    assert len({tag["id"] for tag in soup.select("[id]")}) == len(soup.select("[id]"))
+    assert len(soup.select("style")) == 1 and len(soup.select("script:not([type])")) == 3
+    assert [figure.select_one("output").string for figure in figures] == ["2", "2"]
+
+
+def test_each_option_has_its_own_axes_by_default_and_by_name() -> None:
+    def top(page: str) -> list[str]:
+        return [figure.select(".kx-yticks span")[-1].string for figure in BeautifulSoup(page, "html.parser").select(".kx-slider")]
+
+    assert top(slider_html(TWO, chooser="f", **LABELS)) == ["1", "7.5"]
+    assert top(slider_html(TWO, chooser="f", ylim=(0, 20), **LABELS)) == ["20", "20"]
+    assert top(slider_html(TWO, chooser="f", ylim={"kl": (0, 20), "js": (0, 40)}, **LABELS)) == ["20", "40"]
+
+
+def test_chooser_is_named_in_the_text_of_the_display() -> None:
+    with capture_output() as captured:
+        slider(TWO, "n", chooser="$f$", **LABELS)
+    (output,) = captured.outputs
+    assert output.data["text/plain"] == "Interactive figure, f = kl, js; n = 1, 2. A flat line becomes a needle."
+    assert 'class="kx-choice"' in output.data["text/html"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +198,13 @@ def test_slider_displays_html_and_text() -> None:
             "ylim must be two increasing positive numbers",
         ),
         (lambda: slider_html({1: [Curve([0], [0])]}, yscale="cubic", **LABELS), "yscale must be one of 'linear', 'log', got 'cubic'"),
+        (lambda: slider_html({1: [Curve([0], [0])]}, chooser="f", **LABELS), "frames must map every option of the chooser 'f' to frames"),
+        (lambda: slider_html({}, chooser="f", **LABELS), "frames must map every option of the chooser 'f' to frames"),
+        (
+            lambda: slider_html({"a": {1: [Curve([0], [0])]}, "b": {2: [Curve([0], [0])]}}, chooser="f", **LABELS),
+            "frames must have the same values of n for every option of the chooser 'f'",
+        ),
+        (lambda: slider_html(TWO, chooser="f", ylim={"kl": (0, 1)}, **LABELS), "ylim must name the options kl, js, got kl"),
         (lambda: slider_html({1: [Curve([1], [-1])]}, yscale="log", **LABELS), "y has no positive finite value to draw on a log axis"),
     ],
 )

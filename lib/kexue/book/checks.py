@@ -219,6 +219,8 @@ def _markdown(source: str, slug: str, keys: set[str] | None, book: _Book) -> Ite
         )
     for word, mend in prose.forbidden(prose.prose(source)):
         yield f"{word!r}", mend
+    for name in prose.backticked(source):
+        yield f"the text of {{{name}}} stands between backticks", "use ::: instead: JupyterLab and Colab show backticks as raw code"
     for image in prose.images_without_alt(source):
         yield f"image {image} without alt text", "say what one sees"
     for _, title in prose.headings(source):

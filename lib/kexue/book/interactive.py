@@ -2,8 +2,14 @@ r"""Interactive line figures that need neither a server nor a third party.
 
 ``slider`` draws one family of curves per value of a parameter and lets the reader move through the values. The whole figure - axes,
 curves, script and style - is one HTML output: it works in JupyterLab and in the built page, follows the light or dark theme, scales
-from a phone to a desk and shows its first frame where no script runs. Coordinates are computed here, rounded to a tenth of a pixel and
-shipped as SVG paths, so that the script only exchanges them and the output is the same byte for byte in every run.
+from a phone to a desk. Coordinates are computed here, rounded to a tenth of a pixel and shipped as SVG paths, so that the script only
+exchanges them and the output is the same byte for byte in every run.
+
+Where no script runs - in a notebook that JupyterLab does not trust yet, on a code host's preview, in a browser without JavaScript - a
+still picture of the first frame stands in its place. It is an image, because notebook viewers strip SVG elements but not images.
+
+With ``chooser`` there is a second control, a list of named options. Each option is a figure of its own, with its own axes and legend; the
+list shows one of them and hands the place of the slider on to it.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import itertools
 import json
 import math
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +66,7 @@ class Curve:
 
 
 def slider(
-    frames: Mapping[Any, Sequence[Curve]],
+    frames: Mapping[Any, Any],
     parameter: str = "n",
     *,
     xlabel: str,
@@ -67,27 +74,32 @@ def slider(
     alt: str,
     title: str | None = None,
     xlim: tuple[float | int, float | int] | None = None,
-    ylim: tuple[float | int, float | int] | None = None,
+    ylim: Any = None,
     xscale: str = "linear",
     yscale: str = "linear",
     start: int = 0,
+    chooser: str | None = None,
 ) -> None:
     r"""Show an interactive figure: one frame of curves per value of a parameter.
 
     All frames share the axes. ``$...$`` in labels, title and parameter is mathematics.
 
-    :param frames: curves by parameter value, in the order of the slider: ``{2: [Curve(x, y)], 3: [...]}``.
+    :param frames: curves by parameter value, in the order of the slider: ``{2: [Curve(x, y)], 3: [...]}``; with a ``chooser`` such
+        mappings by option, ``{"kl": {2: [...], 3: [...]}, "js": {...}}``.
     :param parameter: name of what the slider changes, for example ``"n"`` or ``r"$\sigma$"``.
     :param xlabel: name and unit of the horizontal axis.
     :param ylabel: name and unit of the vertical axis.
     :param alt: what one sees, in a sentence, for readers who do not see it.
     :param title: a heading above the drawing.
     :param xlim: ends of the horizontal axis; by default the range of all frames.
-    :param ylim: ends of the vertical axis; by default the range of all frames with a small margin.
+    :param ylim: ends of the vertical axis; by default the range of all frames with a small margin. With a ``chooser`` also a mapping
+        that gives each option its own ends.
     :param xscale: ``"linear"`` or ``"log"``.
     :param yscale: ``"linear"`` or ``"log"``; points that are not positive are left out of a logarithmic axis.
     :param start: position (from 0) of the frame that is shown first.
-    :raises ValueError: if there are no frames or curves, ``alt`` is empty, or a limit, scale or start is out of range.
+    :param chooser: name of a second choice, shown as a list of the options of ``frames``; the first option is shown first.
+    :raises ValueError: if there are no frames or curves, ``alt`` is empty, a limit, scale or start is out of range, or the options of a
+        chooser differ in their values.
     """
     from IPython.display import display  # the figure is a notebook's display: IPython is there
 
@@ -103,13 +115,15 @@ def slider(
         xscale=xscale,
         yscale=yscale,
         start=start,
+        chooser=chooser,
     )
-    values = ", ".join(_value_text(value) for value in frames)
-    display({"text/plain": f"Interactive figure, {_plain(parameter)} = {values}. {alt}", "text/html": page}, raw=True)
+    options = "" if chooser is None else f"{_plain(chooser)} = {', '.join(map(_value_text, frames))}; "
+    values = ", ".join(map(_value_text, frames if chooser is None else next(iter(frames.values()))))
+    display({"text/plain": f"Interactive figure, {options}{_plain(parameter)} = {values}. {alt}", "text/html": page}, raw=True)
 
 
 def slider_html(
-    frames: Mapping[Any, Sequence[Curve]],
+    frames: Mapping[Any, Any],
     parameter: str = "n",
     *,
     xlabel: str,
@@ -117,12 +131,16 @@ def slider_html(
     alt: str,
     title: str | None = None,
     xlim: tuple[float | int, float | int] | None = None,
-    ylim: tuple[float | int, float | int] | None = None,
+    ylim: Any = None,
     xscale: str = "linear",
     yscale: str = "linear",
     start: int = 0,
+    chooser: str | None = None,
 ) -> str:
     """Return the HTML that :func:`slider` displays; arguments and errors are the same."""
+    labels = {"xlabel": xlabel, "ylabel": ylabel, "alt": alt, "title": title, "xlim": xlim, "xscale": xscale, "yscale": yscale}
+    if chooser is not None:
+        return _choice(frames, parameter, chooser, ylim, labels | {"start": start})
     _check(frames, alt, start)
     curves = [curve for frame in frames.values() for curve in frame]
     horizontal = _Axis("x", xscale, xlim, [v for curve in curves for v in curve.x], margin=0.0)
@@ -144,24 +162,72 @@ def slider_html(
     yticks = "".join(f'<span style="bottom:{100 * v / HEIGHT:.2f}%">{text}</span>' for v, text in vertical.ticks(HEIGHT))
     gutter = max((len(text) for _, text in vertical.ticks(HEIGHT)), default=1)
     has_legend = any(label for frame in drawn for _, _, label in frame)
+    still = _still(list(frames.values())[start], horizontal, vertical, xlabel, ylabel, f"{parameter} = {values[start]}")
     return (
         f'<div class="kx-slider" id="{name}" role="group" aria-label="{html.escape(_plain(title or alt), quote=True)}">'
         f"<style>{_STYLE}</style>"
         + (f'<p class="kx-title">{_rich(title)}</p>' if title else "")
-        + f'<div class="kx-plot" role="img" aria-label="{html.escape(_plain(alt), quote=True)}"'
+        + f'<img class="kx-still" alt="{html.escape(_plain(alt), quote=True)}" src="{still}">'
+        + f'<div class="kx-live" hidden><div class="kx-plot" role="img" aria-label="{html.escape(_plain(alt), quote=True)}"'
         f' style="--kx-gutter:{gutter * 0.58 + 0.7:.2f}em">'
         f'<div class="kx-ylabel">{_rich(ylabel)}</div><div class="kx-area"><div class="kx-yticks">{yticks}</div>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true"><g class="kx-grid">{grid}</g>'
         f'<g class="kx-curves">{paths}</g></svg><div class="kx-xticks">{xticks}</div></div>'
         f'<div class="kx-xlabel">{_rich(xlabel)}</div></div>'
         + (f'<ul class="kx-legend">{legend}</ul>' if has_legend else "")
-        + f'<div class="kx-control" hidden><label for="{name}-range">{_rich(parameter)} = '
+        + f'<div class="kx-control"><label for="{name}-range">{_rich(parameter)} = '
         f'<output for="{name}-range">{html.escape(values[start])}</output></label>'
         f'<input type="range" id="{name}-range" min="0" max="{len(values) - 1}" step="1" value="{start}"'
-        f' aria-valuetext="{html.escape(_plain(parameter), quote=True)} = {html.escape(values[start], quote=True)}"></div>'
+        f' aria-valuetext="{html.escape(_plain(parameter), quote=True)} = {html.escape(values[start], quote=True)}"></div></div>'
         f'<script type="application/json" class="kx-frames">{payload}</script>'
         f"<script>{_SCRIPT.replace('NAME', name)}</script></div>"
     )
+
+
+def _choice(frames: Mapping[Any, Any], parameter: str, chooser: str, ylim: Any, labels: dict[str, Any]) -> str:
+    """One figure per option below a list; all but the first are hidden, which is also what shows where no script runs."""
+    if not isinstance(frames, Mapping) or not frames or not all(isinstance(inner, Mapping) for inner in frames.values()):
+        raise ValueError(f"frames must map every option of the chooser {chooser!r} to frames, got {frames!r}")
+    if len({tuple(map(_value_text, inner)) for inner in frames.values()}) > 1:
+        raise ValueError(f"frames must have the same values of {parameter} for every option of the chooser {chooser!r}")
+    if isinstance(ylim, Mapping) and set(ylim) != set(frames):
+        raise ValueError(f"ylim must name the options {', '.join(map(str, frames))}, got {', '.join(map(str, ylim))}")
+    limits = ylim if isinstance(ylim, Mapping) else dict.fromkeys(frames, ylim)
+    pages = [slider_html(inner, parameter, ylim=limits[option], **labels) for option, inner in frames.items()]
+    name = "kx-" + hashlib.sha256("\0".join([chooser, *map(str, frames), *pages]).encode()).hexdigest()[:10]
+    options = "".join(f"<option>{html.escape(_plain(_value_text(option)))}</option>" for option in frames)
+    for place in range(1, len(pages)):
+        pages[place] = pages[place].replace(f"<style>{_STYLE}</style>", "", 1).replace(' role="group"', ' hidden role="group"', 1)
+    control = (
+        f'<div class="kx-control" hidden><label for="{name}-list">{_rich(chooser)}</label><select id="{name}-list">{options}</select></div>'
+    )
+    return f'<div class="kx-choice" id="{name}">{control}{"".join(pages)}<script>{_CHOOSE.replace("NAME", name)}</script></div>'
+
+
+def _still(curves: Sequence[Curve], horizontal: _Axis, vertical: _Axis, xlabel: str, ylabel: str, value: str) -> str:
+    """A frame as the address of a picture that holds itself: dark on white, with axes, curves and legend."""
+    text = '<text x="{}" y="{}" text-anchor="{}">{}</text>'.format
+    below = HEIGHT + 460
+    parts = [f'<path class="kx-grid" d="M{u} 0V{HEIGHT}"/>{text(u, HEIGHT + 210, "middle", tick)}' for u, tick in horizontal.ticks(WIDTH)]
+    for v, tick in vertical.ticks(HEIGHT):
+        parts.append(f'<path class="kx-grid" d="M0 {HEIGHT - v}H{WIDTH}"/>{text(-60, HEIGHT - v + 45, "end", tick)}')
+    for curve in curves:
+        path, kind, _ = _layer(curve, horizontal, vertical)
+        parts.append(f'<g clip-path="url(#area)"><path class="{kind}" d="{path}"/></g>')
+    for place, label, anchor in [((-550, -130), ylabel, "start"), ((WIDTH, below), xlabel, "end"), ((0, below), value, "start")]:
+        parts.append(text(*place, anchor, html.escape(_plain(label))))
+    legend = [curve for curve in curves if curve.label]
+    for row, curve in enumerate(legend, start=1):
+        sign = "M150 {}h0" if curve.style == "points" else "M0 {}h300"
+        parts.append(f'<path class="kx-{curve.style} kx-{curve.colour}" d="{sign.format(below + 230 * row - 45)}"/>')
+        parts.append(text(420, below + 230 * row, "start", html.escape(_plain(curve.label))))
+    box = f'x="-600" y="-360" width="{WIDTH + 800}" height="{below + 480 + 230 * len(legend)}"'
+    drawing = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{" ".join(re.findall("-?[0-9]+", box))}"><style>{_STILL}</style>'
+        f'<clipPath id="area"><path d="M0 0H{WIDTH}V{HEIGHT}H0z"/></clipPath><rect {box} fill="#fff"/>'
+        f'{"".join(parts)}<path class="kx-axis" d="M0 0V{HEIGHT}H{WIDTH}"/></svg>'
+    )
+    return "data:image/svg+xml," + urllib.parse.quote(drawing, safe="/:=;,()!*+ ")
 
 
 class _Axis:
@@ -318,10 +384,23 @@ html[data-theme=dark] .kx-slider,[data-jp-theme-light=false] .kx-slider{
 .kx-slider .kx-legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;margin:.6rem 0 0;padding:0;font-size:.85rem}
 .kx-slider .kx-legend li{margin:0;padding:0}.kx-slider .kx-legend svg{display:inline-block;width:24px;height:10px;margin-right:.45em}
 .kx-slider .kx-control{display:flex;align-items:center;gap:1rem;margin-top:.8rem}
-.kx-slider .kx-control[hidden],.kx-slider li[hidden]{display:none}
+.kx-slider .kx-still{display:block;width:100%;border-radius:.25rem}
+.kx-slider .kx-live[hidden],.kx-slider li[hidden],.kx-slider[hidden],.kx-choice>.kx-control[hidden]{display:none}
+.kx-choice>.kx-control{display:flex;align-items:center;gap:1rem;max-width:40rem;margin-top:1rem}.kx-choice label{margin:0}
+.kx-choice select{font:inherit;color:inherit;background:transparent;padding:.25rem .5rem;border:1px solid currentColor;border-radius:.25rem}
+.kx-choice option{color:#16181b;background:#fff}
 .kx-slider label{min-width:6.5em;margin:0;font-variant-numeric:tabular-nums}
 .kx-slider input{flex:1;min-width:0;height:1.75rem;margin:0;accent-color:var(--kx-blue);cursor:pointer}
 """.replace("\n", "")
+
+_SHADES = {"blue": "#1f6cb0", "orange": "#c2530c", "green": "#18815a", "purple": "#8548ad", "grey": "#6a6f76"}
+
+_STILL = (
+    "text{font:150px sans-serif;fill:#222}path{fill:none;stroke-width:24;stroke-linejoin:round}"
+    ".kx-grid{stroke:#ddd;stroke-width:10}.kx-axis{stroke:#222;stroke-width:10}"
+    ".kx-dashed{stroke-dasharray:70 50}.kx-points{stroke-width:60;stroke-linecap:round}"
+    + "".join(f".kx-{name}{{stroke:{shade}}}.kx-fill.kx-{name}{{fill:{shade};fill-opacity:.2}}" for name, shade in _SHADES.items())
+)
 
 _SCRIPT = """
 document.querySelectorAll("#NAME:not([data-ready])").forEach(function(root){
@@ -344,6 +423,23 @@ if(window.MathJax&&MathJax.typesetPromise)MathJax.typesetPromise([text]);
 }
 input.value=input.defaultValue;
 input.addEventListener("input",draw);
+root.querySelector(".kx-still").remove();
+root.querySelector(".kx-live").hidden=false;
+});
+""".replace("\n", "")
+
+_CHOOSE = """
+document.querySelectorAll("#NAME:not([data-ready])").forEach(function(root){
+root.dataset.ready="";
+var list=root.querySelector("select"),figures=root.querySelectorAll(".kx-slider"),shown=0;
+list.addEventListener("change",function(){
+var next=figures[list.selectedIndex].querySelector("input");
+next.value=figures[shown].querySelector("input").value;
+next.dispatchEvent(new Event("input"));
+shown=list.selectedIndex;
+figures.forEach(function(figure,k){figure.hidden=k!==shown;});
+});
+list.selectedIndex=0;
 root.querySelector(".kx-control").hidden=false;
 });
 """.replace("\n", "")

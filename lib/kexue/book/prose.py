@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-__all__ = ["FORBIDDEN", "decimals", "forbidden", "glued", "headings", "images_without_alt", "is_alt", "labels", "prose", "references"]
+__all__ = [
+    "FORBIDDEN",
+    "backticked",
+    "decimals",
+    "forbidden",
+    "glued",
+    "headings",
+    "images_without_alt",
+    "is_alt",
+    "labels",
+    "prose",
+    "references",
+]
 
 FORBIDDEN = (
     (re.compile(r"\bobviously\b", re.I), "say why it holds, or leave the word out"),
@@ -56,6 +68,12 @@ def _lines(markdown: str) -> Iterator[tuple[str, bool]]:
         else:
             options = options and bool(re.match(r"\s*:[\w-]+:", line))
             yield line, not options and (not fences or fences[-1][1])
+
+
+def backticked(markdown: str) -> list[str]:
+    """Directives that hold text for a reader between backticks, which a notebook viewer without MyST shows as raw code."""
+    found = re.findall(r"^ *(`{3,})\{([^}]+)\}[^\n]*\n(?:[ \t]*:[\w-]+:[^\n]*\n)*(.*?)^ *\1 *$", markdown, re.M | re.S)
+    return [name for _, name, body in found if name not in _PLAIN_DIRECTIVES and body.strip()]
 
 
 def headings(markdown: str) -> list[tuple[int, str]]:
