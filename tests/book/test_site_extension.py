@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from bs4 import BeautifulSoup
 from kexue.book.site import __main__ as command
 from kexue.book.site import browser, pages
 from kexue.book.site.content import Book, Chapter, format_limit, format_number, format_seconds
+from kexue.book.site.maps import Map
 from kexue.book.site.reference import readable
 from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
@@ -80,6 +83,9 @@ def notebook(claims: list[dict], **kexue: object) -> dict:
         "metadata": {},
         "data": {"image/png": base64.b64encode(PIXEL).decode(), "text/plain": "figure"},
     }
+    glued = {"name": "angles-half", "mime_prefix": "application/papermill.record/"}
+    value = {"application/papermill.record/text/plain": "'0.50'"}
+    lines.append({"output_type": "display_data", "metadata": {"scrapbook": glued}, "data": value})
     code = {"cell_type": "code", "execution_count": 1, "source": "1", "id": "b", "outputs": lines, "metadata": {}}
     card = {**code, "id": "c", "outputs": [picture], "metadata": {"tags": ["card"], "mystnb": {"image": {"alt": "A curve that falls."}}}}
     text = {"cell_type": "markdown", "source": TEXT, "id": "a", "metadata": {}}
@@ -479,3 +485,79 @@ def test_browser_of_the_distribution_may_be_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(browser.subprocess, "run", lambda words, **options: browser.subprocess.CompletedProcess(words, 1))
     with pytest.raises(browser.BrowserMissing):
         browser.find_browser()
+
+
+MAP = [
+    "a = Angles",
+    "b = A very long title indeed",
+    "c = C",
+    "d = D",
+    "",
+    "a -> b: the law of $t$",
+    "a -> c: a & b",
+    "b -> d: x",
+    "c -> d: y",
+]
+
+
+def test_map_reads_boxes_and_arrows_and_puts_what_is_needed_above() -> None:
+    plan = Map.read(MAP)
+    assert plan.titles == {"a": "Angles", "b": "A very long title indeed", "c": "C", "d": "D"}
+    assert [(arrow.tail, arrow.head) for arrow in plan.arrows] == [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]
+    assert plan.rows() == [["a"], ["b", "c"], ["d"]]
+    assert Map.read([f"{letter} = {letter}" for letter in "abcd"]).rows() == [["a", "b", "c"], ["d"]], "a row holds three boxes"
+
+
+def test_map_draws_arrows_between_the_edges_of_boxes_without_overlap() -> None:
+    plan = Map.read(MAP)
+    drawing = BeautifulSoup(plan.drawing({slug: f"{slug}.html" for slug in plan.titles}), "html.parser")
+    boxes = {a["href"]: [int(a.rect[key]) for key in ("x", "y", "width", "height")] for a in drawing.select("a")}
+    for (x, y, width, height), (u, v, *_) in itertools.combinations(boxes.values(), 2):
+        assert abs(u - x) >= width or abs(v - y) >= height
+    ends = [[int(number) for number in re.findall(r"-?\d+", path["d"])] for path in drawing.select("path.kx-arrow")]
+    for arrow, (x, y, *_, u, v) in zip(plan.arrows, ends, strict=True):
+        tail, head = boxes[f"{arrow.tail}.html"], boxes[f"{arrow.head}.html"]
+        assert tail[0] < x < tail[0] + tail[2] and y == tail[1] + tail[3]
+        assert head[0] < u < head[0] + head[2] and 0 < head[1] - v < 10
+    assert len({(x, y) for x, y, *_ in ends}) == len(ends), "two arrows do not leave from one point"
+    assert [" ".join(t.string for t in a.select("tspan")) for a in drawing.select("a")] == list(plan.titles.values())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a"], "'a' is neither 'slug = Short title' nor"),
+        (["a = A", "a -> b: why"], "names b, which no earlier line"),
+        (["a = A", "b = B", "a -> b"], "is neither"),
+    ],
+)
+def test_map_refuses_lines_it_cannot_read(lines: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Map.read(lines)
+
+
+def test_map_refuses_a_circle() -> None:
+    with pytest.raises(ValueError, match="the arrows between a, b run in a circle"):
+        Map.read(["a = A", "b = B", "a -> b: x", "b -> a: y"]).rows()
+
+
+def test_part_page_shows_its_map_and_numbers_of_chapters(tmp_path: Path) -> None:
+    write(tiny(tmp_path), "parts/geometry.md", "# Part\n\nHalf is {kx-value}`angles-half`.\n\n:::{kx-map}\nangles = Angles\n:::\n")
+    write(tmp_path, "index.md", INDEX + "\n```{toctree}\nparts/geometry\nchapters/geometry/angles\nevidence\nerrata\nbenchmarks\n```\n")
+    found, warnings = render(tmp_path)
+    assert "Half is 0.50." in found["parts/geometry.html"].text
+    assert found["parts/geometry.html"].select_one("svg.kx-map a")["href"] == "../chapters/geometry/angles.html"
+    assert not warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{kx-value}`angles-third`", "no chapter glues the key 'angles-third'"),
+        (":::{kx-map}\nnone = None\n:::", "unknown chapter 'none'"),
+        (":::{kx-map}\nnone\n:::", "'none' is neither"),
+    ],
+)
+def test_part_page_warns_of_what_does_not_exist(tmp_path: Path, text: str, message: str) -> None:
+    write(tiny(tmp_path), "index.md", f"# Book\n\n{text}\n\n```{{toctree}}\nchapters/geometry/angles\nevidence\nerrata\nbenchmarks\n```\n")
+    assert message in render(tmp_path)[1]

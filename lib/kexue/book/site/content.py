@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import statistics
@@ -14,6 +15,7 @@ import yaml
 __all__ = ["Book", "Chapter", "Outcome", "format_number", "format_seconds"]
 
 CARD_TAG = "card"
+GLUED = "application/papermill.record/text/plain"
 RELATION_SIGNS = {"<": "<", "<=": "≤", ">": ">", ">=": "≥", "==": "=", "in": "∈"}
 
 
@@ -29,6 +31,7 @@ class Chapter:
     summary: str
     original: dict[str, str]
     claims: tuple[dict[str, Any], ...]
+    values: dict[str, str]
     card: bytes | None
     card_alt: str
 
@@ -44,17 +47,19 @@ class Chapter:
             raise ValueError(f"{docname}.ipynb: the slug in its metadata must be the file name, got {about['slug']!r}")
         headings = [line for cell in notebook["cells"] if cell["cell_type"] == "markdown" for line in _text(cell["source"]).splitlines()]
         title = next((line[2:].strip() for line in headings if line.startswith("# ")), about["slug"])
-        claims, card, alt = [], None, ""
+        claims, values, card, alt = [], {}, None, ""
         for cell in notebook["cells"]:
             for output in cell.get("outputs", []):
                 record = output.get("metadata", {}).get("kexue", {}).get("claim")
                 if record:
                     claims.append(record)
+                if key := output.get("metadata", {}).get("scrapbook", {}).get("name"):
+                    values[key] = ast.literal_eval(_text(output["data"][GLUED]))
                 if CARD_TAG in cell["metadata"].get("tags", []) and "image/png" in output.get("data", {}):
                     card = base64.b64decode(_text(output["data"]["image/png"]))
                     alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
         original = {key: str(value) for key, value in about["original"].items()}
-        return cls(docname, about["slug"], part, title, about["question"], about["summary"], original, tuple(claims), card, alt)
+        return cls(docname, about["slug"], part, title, about["question"], about["summary"], original, tuple(claims), values, card, alt)
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,13 @@ class Book:
             if chapter.slug == slug:
                 return chapter
         raise KeyError(f"unknown chapter {slug!r}; the chapters are {', '.join(c.slug for c in self.chapters)}")
+
+    def value(self, key: str) -> str:
+        """The text that a chapter has glued under that key; raises KeyError if none has."""
+        for chapter in self.chapters:
+            if key in chapter.values:
+                return chapter.values[key]
+        raise KeyError(f"no chapter glues the key {key!r}")
 
     def run_time(self, slug: str, scale: str = "cpu") -> tuple[float, int] | None:
         """Median seconds and number of successful runs of a chapter at a scale, None before the first."""

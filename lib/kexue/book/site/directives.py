@@ -11,6 +11,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from kexue.book.site.content import Book, Chapter, Outcome, format_limit, format_number, format_seconds
+from kexue.book.site.maps import Map
 
 __all__ = ["register"]
 
@@ -21,8 +22,10 @@ def register(app: Any) -> None:
     """Add all roles and directives."""
     app.add_role("kx-runtime", RunTime())
     app.add_role("kx-claims", ClaimCount())
+    app.add_role("kx-value", Value())
     app.add_role("kx-chapters", ChapterCount())
     app.add_directive("kx-cards", Cards)
+    app.add_directive("kx-map", PartMap)
     app.add_directive("kx-evidence", Evidence)
     app.add_directive("kx-versions", Versions)
     app.add_directive("kx-errata", Errata)
@@ -52,6 +55,16 @@ class ClaimCount(SphinxRole):
     def run(self) -> tuple[list[nodes.Node], list[Any]]:
         book: Book = self.env.app.kexue_book
         return [nodes.Text(str(book.n_claims if self.text == "all" else len(book.chapter(self.text).claims)))], []
+
+
+class Value(SphinxRole):
+    """``{kx-value}`key```: a number that a chapter has glued, on any other page."""
+
+    def run(self) -> tuple[list[nodes.Node], list[Any]]:
+        try:
+            return [nodes.Text(self.env.app.kexue_book.value(self.text))], []
+        except KeyError as error:
+            return [], [self.inliner.reporter.error(str(error.args[0]), line=self.lineno)]
 
 
 class ChapterCount(SphinxRole):
@@ -108,6 +121,25 @@ class Cards(_BookDirective):
         measured = self.book.run_time(chapter.slug)
         time = f" · runs in {format_seconds(measured[0])}" if measured else ""
         return f'<span class="kx-mark" aria-hidden="true">✓</span> {len(chapter.claims)} claims{time}'
+
+
+class PartMap(_BookDirective):
+    """Who needs whom in a part: a drawing with links, and a sentence for every arrow."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            plan = Map.read(list(self.content))
+            links = {slug: self.href(self.book.chapter(slug).docname) for slug in plan.titles}
+            drawing = plan.drawing(links)
+        except (ValueError, KeyError) as error:
+            raise self.error(str(error.args[0])) from error
+        result: list[nodes.Node] = [_raw(f'{drawing}<ul class="kx-needs">')]
+        for arrow in plan.arrows:
+            tail, head = (f'<a href="{links[slug]}">{html.escape(plan.titles[slug])}</a>' for slug in (arrow.tail, arrow.head))
+            result += [_raw(f"<li>{head} needs from {tail}: "), *inline(arrow.why), _raw("</li>")]
+        return [*result, _raw("</ul>")]
 
 
 class Evidence(_BookDirective):
