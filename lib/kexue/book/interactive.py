@@ -6,7 +6,8 @@ from a phone to a desk. Coordinates are computed here, rounded to a tenth of a p
 exchanges them and the output is the same byte for byte in every run.
 
 Where no script runs - in a notebook that JupyterLab does not trust yet, on a code host's preview, in a browser without JavaScript - a
-still picture of the first frame stands in its place. It is an image, because notebook viewers strip SVG elements but not images.
+still picture of the first frame stands in its place. It is an image, because notebook viewers strip SVG elements but not images; and
+what they must not show is ``hidden="hidden"``, because they strip an attribute without a value.
 
 With ``chooser`` there is a second control, a list of named options. Each option is a figure of its own, with its own axes and legend; the
 list shows one of them and hands the place of the slider on to it.
@@ -168,7 +169,7 @@ def slider_html(
         f"<style>{_STYLE}</style>"
         + (f'<p class="kx-title">{_rich(title)}</p>' if title else "")
         + f'<img class="kx-still" alt="{html.escape(_plain(alt), quote=True)}" src="{still}">'
-        + f'<div class="kx-live" hidden><div class="kx-plot" role="img" aria-label="{html.escape(_plain(alt), quote=True)}"'
+        + f'<div class="kx-live" hidden="hidden"><div class="kx-plot" role="img" aria-label="{html.escape(_plain(alt), quote=True)}"'
         f' style="--kx-gutter:{gutter * 0.58 + 0.7:.2f}em">'
         f'<div class="kx-ylabel">{_rich(ylabel)}</div><div class="kx-area"><div class="kx-yticks">{yticks}</div>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true"><g class="kx-grid">{grid}</g>'
@@ -197,10 +198,9 @@ def _choice(frames: Mapping[Any, Any], parameter: str, chooser: str, ylim: Any, 
     name = "kx-" + hashlib.sha256("\0".join([chooser, *map(str, frames), *pages]).encode()).hexdigest()[:10]
     options = "".join(f"<option>{html.escape(_plain(_value_text(option)))}</option>" for option in frames)
     for place in range(1, len(pages)):
-        pages[place] = pages[place].replace(f"<style>{_STYLE}</style>", "", 1).replace(' role="group"', ' hidden role="group"', 1)
-    control = (
-        f'<div class="kx-control" hidden><label for="{name}-list">{_rich(chooser)}</label><select id="{name}-list">{options}</select></div>'
-    )
+        pages[place] = pages[place].replace(f"<style>{_STYLE}</style>", "", 1).replace(' role="group"', ' hidden="hidden" role="group"', 1)
+    label = f'<label for="{name}-list">{_rich(chooser)}</label>'
+    control = f'<div class="kx-control" hidden="hidden">{label}<select id="{name}-list">{options}</select></div>'
     return f'<div class="kx-choice" id="{name}">{control}{"".join(pages)}<script>{_CHOOSE.replace("NAME", name)}</script></div>'
 
 
