@@ -561,3 +561,12 @@ def test_part_page_shows_its_map_and_numbers_of_chapters(tmp_path: Path) -> None
 def test_part_page_warns_of_what_does_not_exist(tmp_path: Path, text: str, message: str) -> None:
     write(tiny(tmp_path), "index.md", f"# Book\n\n{text}\n\n```{{toctree}}\nchapters/geometry/angles\nevidence\nerrata\nbenchmarks\n```\n")
     assert message in render(tmp_path)[1]
+
+
+def test_punctuation_stays_with_its_formula() -> None:
+    text = (
+        '<p>It is <span class="math notranslate nohighlight">\\(x\\)</span>, or <span class="math">\\(y\\)</span> (b) <span>z</span>.</p>'
+    )
+    together = BeautifulSoup(pages.keep_marks(text), "html.parser").select(".kx-together")
+    assert [span.text for span in together] == ["\\(x\\),"]
+    assert BeautifulSoup(pages.keep_marks(text), "html.parser").text == BeautifulSoup(text, "html.parser").text

@@ -10,7 +10,18 @@ from typing import Any
 import kexue
 from kexue.book.site.content import Book, Chapter
 
-__all__ = ["bibtex", "citation", "describe", "finish", "link_claims", "plain_roles", "save_cards", "scroll_tables", "unique_ids"]
+__all__ = [
+    "bibtex",
+    "citation",
+    "describe",
+    "finish",
+    "keep_marks",
+    "link_claims",
+    "plain_roles",
+    "save_cards",
+    "scroll_tables",
+    "unique_ids",
+]
 
 BOOK_TITLE = "Scientific Spaces, executed"
 CLAIM = re.compile(r'(<div class="kx-claim kx-\w+" id="claim-([a-z0-9-]+)">.*?)(</div>)', re.DOTALL)
@@ -21,6 +32,7 @@ UNWANTED = ("thebe", "THEBE", "toggle", "proof.css", "exercise.css")
 FORMULA_HEAD = re.compile(r'(<th\b[^>]*>\s*<p>)(<span class="math[^"]*">[^<]*</span></p>\s*</th>)')  # needs a word that is text
 EMPTY_HEAD = re.compile(r"<th\b[^>]*>\s*(?:<p>\s*</p>)?\s*</th>")
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!<dl|</dl).)*</dd>\s*)+)</dl>", re.DOTALL)
+MATH_AND_MARK = re.compile(r'(<span class="math[^"]*">[^<]*</span>)([.,;:!?)]+)')
 TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
 
 
@@ -48,7 +60,7 @@ def finish(app: Any, pagename: str, templatename: str, context: dict[str, Any], 
     if chapter is not None:
         body = link_claims(body, root)
         body += citation(chapter, app.config.html_baseurl, kexue.__version__, app.config.copyright)
-    context["body"] = unique_ids(scroll_tables(plain_roles(THEBE.sub("", body))))
+    context["body"] = unique_ids(scroll_tables(plain_roles(keep_marks(THEBE.sub("", body)))))
 
 
 def _unwanted(asset: Any) -> bool:
@@ -60,6 +72,11 @@ def link_claims(body: str, root: str) -> str:
     """Add to every claim line a link to its row on the evidence page."""
     link = '<a class="kx-evidence-link" href="{0}evidence.html#evidence-{1}" aria-label="evidence for {1}">evidence</a>'
     return CLAIM.sub(lambda m: f"{m[1]} {link.format(root, m[2])}{m[3]}", body)
+
+
+def keep_marks(body: str) -> str:
+    """Keep a punctuation mark on the line of the formula before it; a browser may break a line behind every formula."""
+    return MATH_AND_MARK.sub(r'<span class="kx-together">\1\2</span>', body)
 
 
 def plain_roles(body: str) -> str:
