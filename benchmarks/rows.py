@@ -186,6 +186,172 @@ def _same_variance(results: list[Any]) -> None:
         assert abs(t.double().square().mean().item() * 1000 - 1) < 5 * math.sqrt(2 / 100_000)
 
 
+def _normalization() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y, g = (torch.randn(64, 64, 32, 32, generator=generator) for _ in range(2))
+    return y, torch.rand(64, generator=generator) + 0.5, torch.randn(64, generator=generator), g
+
+
+def _batch_norm_ours() -> Callable[[], Tensor]:
+    from kexue.geometry.normalization import batch_norm, batch_norm_backward
+
+    y, gamma, beta, g = _normalization()
+    _, cache = batch_norm(y, gamma, beta)
+    return lambda: batch_norm_backward(g, cache)[0]
+
+
+def _batch_norm_graph() -> Callable[[], Tensor]:
+    y, gamma, beta, g = _normalization()
+    y.requires_grad_()
+    centered = y - y.mean((0, 2, 3), keepdim=True)
+    scale = (centered.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+    z = centered / scale * gamma.view(1, -1, 1, 1) + beta.view(1, -1, 1, 1)
+    return lambda: torch.autograd.grad(z, y, g, retain_graph=True)[0]
+
+
+def _batch_norm_torch() -> Callable[[], Tensor]:
+    y, gamma, beta, g = _normalization()
+    z = nn.functional.batch_norm(y.requires_grad_(), None, None, gamma, beta, training=True)
+    return lambda: torch.autograd.grad(z, y, g, retain_graph=True)[0]
+
+
+def _topk_logits() -> Tensor:
+    return torch.randn(10_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def _topk_ours(method: str) -> Callable[[], Callable[[], Tensor]]:
+    def prepare() -> Callable[[], Tensor]:
+        from kexue.regularization.soft_topk import soft_topk
+
+        x = _topk_logits()
+        return lambda: soft_topk(x, 10, method=method)
+
+    return prepare
+
+
+def _topk_recursion() -> Callable[[], Tensor]:
+    x = _topk_logits()
+
+    def call() -> Tensor:
+        log_e = torch.cat([torch.zeros(1), torch.full((10,), -1e30)])  # with -inf for log 0, as one writes it first, nine weights are NaN
+        for value in x:
+            log_e = torch.cat([log_e[:1], torch.logaddexp(log_e[1:], log_e[:-1] + value)])
+        return torch.autograd.grad(log_e[10], x)[0]
+
+    return call
+
+
+def _topk_hard() -> Callable[[], Tensor]:
+    x = _topk_logits()
+    return lambda: torch.zeros_like(x).scatter(0, x.topk(10).indices, 1.0)
+
+
+def _select_ten(results: list[Any]) -> None:
+    for weights in results:
+        assert abs(weights.double().sum().item() - 10) < 1e-2
+
+
+def _same_in_norm(results: list[Any]) -> None:
+    """A rounding error may turn the sign of a vanishing entry of a gradient, and with it a pixel (about one in a thousand)."""
+    for other in results[1:]:
+        assert (results[0] - other).norm() < 0.05 * results[0].norm()
+
+
+def _adversarial(steps: int, theirs: bool) -> Callable[[], Callable[[], Tensor]]:
+    """One step of adversarial training, attack and parameter gradient: FGSM for 0 steps, else PGD."""
+
+    def prepare() -> Callable[[], Tensor]:
+        import torchattacks
+        from kexue.regularization.adversarial import fast_gradient, pgd
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+        x, y, size = torch.rand(100, 784), torch.randint(0, 10, (100,)), {"eps": 0.1}
+        peer = torchattacks.FGSM(model, **size)
+        if steps:
+            peer = torchattacks.PGD(model, **size, alpha=0.0125, steps=steps, random_start=False)
+
+        def loss(inputs: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model(inputs), y, reduction="none")
+
+        def attack() -> Tensor:
+            if theirs:
+                return peer(x, y)
+            if steps:
+                return pgd(loss, x, **size, step_size=0.0125, steps=steps, random_start=False, clip=(0, 1))
+            return fast_gradient(loss, x, **size, p=math.inf, clip=(0, 1))
+
+        def call() -> Tensor:
+            moved = attack()
+            model.zero_grad()
+            loss(moved).mean().backward()
+            return model[0].weight.grad.clone()
+
+        return call
+
+    return prepare
+
+
+def _kernel(channels: int) -> Tensor:
+    return torch.randn(channels, channels, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+def _circular(x: Tensor) -> Tensor:
+    return nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+
+
+def _conv_norm_ours(channels: int, size: int) -> Callable[[], Callable[[], Tensor]]:
+    def prepare() -> Callable[[], Tensor]:
+        from kexue.regularization.conv_norm import conv2d_norm
+
+        kernel = _kernel(channels)
+        return lambda: conv2d_norm(kernel, size)
+
+    return prepare
+
+
+def _conv_norm_dense(channels: int, size: int) -> Callable[[], Callable[[], Tensor]]:
+    def prepare() -> Callable[[], Tensor]:
+        kernel = _kernel(channels)
+
+        def call() -> Tensor:
+            images = torch.eye(channels * size**2).view(-1, channels, size, size)
+            return torch.linalg.svdvals(nn.functional.conv2d(_circular(images), kernel).flatten(1))[0]
+
+        return call
+
+    return prepare
+
+
+def _conv_norm_power() -> Callable[[], Tensor]:
+    kernel = _kernel(64)
+    back = kernel.flip(2, 3).transpose(0, 1).contiguous()
+    start = torch.randn(1, 64, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def call() -> Tensor:
+        x = start
+        for _ in range(50):
+            x = x / x.norm()
+            y = nn.functional.conv2d(_circular(x), kernel)
+            x = nn.functional.conv2d(_circular(y), back)
+        return y.norm()
+
+    return call
+
+
+def _conv_norm_reshape() -> Callable[[], Tensor]:
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(64, 64, 3, bias=False))
+    layer.parametrizations.weight.original.data = _kernel(64)
+    return lambda: (layer.parametrizations.weight.original / layer.weight)[0, 0, 0, 0].detach()
+
+
+def _from_below(results: list[Any]) -> None:
+    """Power iteration stops little below the norm; the reshaped kernel's norm is about two thirds of it."""
+    exact, power, reshaped = (result.item() for result in results)
+    assert 0.98 * exact < power < exact * (1 + 1e-5)
+    assert reshaped < 0.7 * exact
+
+
 ROWS = [
     Row(
         "per-example-gradient-norms",
@@ -235,5 +401,66 @@ ROWS = [
         note="the cosine has a law of its own, so no vector needs to be drawn",
         checks=_same_variance,
         repeats=5,
+    ),
+    Row(
+        "batch-norm-backward",
+        "Backward pass of batch normalization, 64 channels of 65 536 values",
+        {
+            "kexue (closed form)": _batch_norm_ours,
+            "autograd through the forward formula": _batch_norm_graph,
+            "torch.nn.functional.batch_norm": _batch_norm_torch,
+        },
+        goal="3x",
+        note="float32, memory-bound; the goal is against the graph of the formula. The native kernel, fused, is faster than ours",
+        checks=_same,
+    ),
+    Row(
+        "soft-topk",
+        "Weights of a soft top-10 of 10 000 logits (marginals of random subsets)",
+        {"kexue (subset)": _topk_ours("subset"), "autograd through the log-space recursion": _topk_recursion},
+        goal="50x",
+        note="float32 logits; ours computes in float64. The recursion is given -1e30 for log 0; with -inf its first nine weights are NaN",
+        checks=_same,
+        repeats=3,
+    ),
+    Row(
+        "soft-topk-hard",
+        "Soft and hard selection of 10 of 10 000 logits",
+        {"kexue (fermi)": _topk_ours("fermi"), "kexue (sparse)": _topk_ours("sparse"), "torch.topk and scatter": _topk_hard},
+        note="what a gradient costs: the hard selection has none",
+        checks=_select_ten,
+    ),
+    *(
+        Row(
+            f"adversarial-{name.lower()}",
+            f"A step of adversarial training by {name}, attack and parameter gradient, 784-256-256-10, batch of 100",
+            {f"kexue ({function})": _adversarial(steps, False), f"torchattacks ({peer})": _adversarial(steps, True)},
+            goal="1x",
+            note="float32; the same perturbation, gradient and network passes; what surrounds the passes differs",
+            checks=_same_in_norm,
+            repeats=repeats,
+        )
+        for name, function, peer, steps, repeats in (("PGD-20", "pgd", "PGD", 20, 31), ("FGSM", "fast_gradient", "FGSM", 0, 101))
+    ),
+    Row(
+        "conv-norm-exact",
+        "Spectral norm of a 3x3 convolution, 8 channels, 16x16 images, wrap-around borders",
+        {"kexue (conv2d_norm)": _conv_norm_ours(8, 16), "torch.linalg.svdvals of the unrolled matrix": _conv_norm_dense(8, 16)},
+        goal="20x",
+        note="float32; the same number to rounding. The unrolled matrix has 2048 rows; at 64 channels and 32x32 it would have 65 536",
+        checks=_same,
+        repeats=5,
+    ),
+    Row(
+        "conv-norm-accuracy",
+        "Spectral norm of a 3x3 convolution, 64 channels, 32x32 images, exact against estimates",
+        {
+            "kexue (conv2d_norm)": _conv_norm_ours(64, 32),
+            "50 steps of power iteration on images": _conv_norm_power,
+            "torch parametrizations.spectral_norm (reshaped)": _conv_norm_reshape,
+        },
+        note="float32; ours is exact; 50 steps end one percent too low, the reshaped kernel's norm is two thirds of it",
+        checks=_from_below,
+        repeats=7,
     ),
 ]

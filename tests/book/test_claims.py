@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.utils.capture import capture_output
-from kexue.book import ClaimFailed, chapter
+from kexue.book import ClaimFailed, chapter, wrong_verdicts
 from kexue.book.claims import evaluate
 
 
@@ -125,3 +126,16 @@ def test_bad_arguments_are_refused_by_name(change, error, message):
     arguments = {"id": "an-id", "sentence": "A sentence.", "measured": 1.0, "relation": "<", "limit": 2.0} | change
     with pytest.raises(error, match=message):
         evaluate(**arguments)
+
+
+def test_wrong_verdicts_count_refused_sense_served_nonsense_and_accidents() -> None:
+    def fail(error: type[Exception]) -> Callable[[], None]:
+        def request() -> None:
+            raise error
+
+        return request
+
+    refusals = [fail(error) for error in (ValueError, TypeError, KeyError, NotImplementedError)]
+    assert wrong_verdicts([lambda: None, lambda: 1], refusals) == 0
+    assert wrong_verdicts(refusals, [lambda: None]) == 5
+    assert wrong_verdicts([fail(IndexError)], [fail(ZeroDivisionError)]) == 2

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kexue.geometry import initialization
-from kexue.geometry.initialization import init_, isometry_report, orthogonal, truncated_std
+from kexue.geometry.initialization import init_, isometry_report, orthogonal, trunc_normal_, truncated_std
 from scipy import stats
 from torch.nn import functional as F
 
@@ -256,3 +256,43 @@ def test_init_refuses_unknown_words_without_a_type_checker(options, message):
 def test_init_refuses_an_integer_weight(kind):
     with pytest.raises(TypeError, match=r"floating-point type, got torch\.int64"):
         init_(torch.zeros(3, 3, dtype=torch.int64), kind)
+
+
+@pytest.mark.parametrize("a", [0.5, 2.0, 4.0, 4.5])
+@pytest.mark.parametrize("correct", [False, True])
+def test_trunc_normal_has_the_truncated_law(a, correct):
+    w = trunc_normal_(torch.empty(200, 500), 0.02, a, correct=correct, generator=torch.Generator().manual_seed(1))
+    nominal = 0.02 / truncated_std(a) if correct else 0.02
+    assert stats.kstest(w.flatten().numpy(), stats.truncnorm(-a, a, scale=nominal).cdf).pvalue > 1e-4
+    assert w.abs().max() <= a * nominal * (1 + 1e-6)
+    assert w.std().item() == pytest.approx(0.02 if correct else 0.02 * truncated_std(a), rel=0.01)  # 4.5 standard errors of 100 000 draws
+
+
+def test_trunc_normal_cuts_at_two_and_redraws_only_what_is_outside():
+    w = trunc_normal_(torch.empty(1000, 100), 1.0, generator=torch.Generator().manual_seed(0))
+    assert 1.99 < w.abs().max() <= 2
+    plain = torch.empty(1000, 1000).normal_(generator=torch.Generator().manual_seed(2))
+    cut = trunc_normal_(torch.empty(1000, 1000), 1.0, 4.2, generator=torch.Generator().manual_seed(2))
+    inside = plain.abs() <= 4.2
+    assert torch.equal(cut[inside], plain[inside]) and 0 < (~inside).sum() < 100 and cut.abs().max() <= 4.2
+    assert torch.equal(
+        trunc_normal_(torch.empty(5, 5), 1.0, math.inf, generator=torch.Generator().manual_seed(3)),
+        torch.empty(5, 5).normal_(generator=torch.Generator().manual_seed(3)),
+    )
+
+
+def test_trunc_normal_keeps_dtype_and_identity():
+    w = torch.empty(3, 4, dtype=torch.float64, requires_grad=True)
+    assert trunc_normal_(w, 0.1) is w and w.dtype == torch.float64 and w.requires_grad
+    assert trunc_normal_(torch.ones(3, 3), 0.0).abs().max() == 0
+
+
+def test_trunc_normal_refuses():
+    with pytest.raises(TypeError, match=r"weight must be of a floating-point type, got torch\.int64"):
+        trunc_normal_(torch.zeros(3, dtype=torch.int64), 1.0)
+    for std in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="std must be finite and not negative"):
+            trunc_normal_(torch.zeros(3), std)
+    for a in (0.0, -2.0, math.nan):
+        with pytest.raises(ValueError, match="a must be positive, in standard deviations"):
+            trunc_normal_(torch.zeros(3), 1.0, a)

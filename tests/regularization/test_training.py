@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kexue.regularization.training import calibration_error, fit, mlp, scores
+from kexue.regularization.training import calibration_error, fit, fit_to_loss, mlp, scores
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
@@ -173,3 +173,63 @@ def test_scores_refuse():
         scores(p, y - 5)
     with pytest.raises(ValueError, match="at least one example"):
         scores(p[:0], y[:0])
+
+
+# --- fit_to_loss -------------------------------------------------------------------------------------------------------
+
+
+def small_task():
+    g = seeded(5)
+    x, model = torch.randn(30, 4, generator=g), mlp([4, 3], generator=g)
+    return model, x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def test_fit_to_loss_takes_the_steps_of_a_loop_written_out():
+    (model, x, y), (plain, *_), shuffle, steps = small_task(), small_task(), seeded(1), 0
+    count = fit_to_loss(model, x, y, torch.optim.SGD(model.parameters(), lr=0.1), target=0.9, batch=8, check=3, generator=seeded(1))
+    optimizer, loss = torch.optim.SGD(plain.parameters(), lr=0.1), nn.CrossEntropyLoss()
+    done = False
+    while not done:
+        for chosen in torch.randperm(30, generator=shuffle).split(8):
+            optimizer.zero_grad()
+            loss(plain(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+            steps += 1
+            if done := steps % 3 == 0 and loss(plain(x), y).item() < 0.9:
+                break
+    assert count == steps and count % 3 == 0
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_fit_to_loss_looks_at_the_plain_loss_and_reports_every_step():
+    model, x, y = small_task()
+    seen = []
+
+    def step(model, x, y):
+        return nn.functional.cross_entropy(model(x), y) + 1000.0
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    count = fit_to_loss(model, x, y, optimizer, target=0.95, step=step, generator=seeded(), watch=lambda _, number: seen.append(number))
+    assert seen == [*range(count), "end"]
+    assert nn.functional.cross_entropy(model(x), y) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"check": 0}, "check must be at least 1, got 0"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"y": torch.zeros(3, dtype=torch.int64)}, "the same number of examples, at least 1, got 30 and 3"),
+    ],
+)
+def test_fit_to_loss_refuses(change, message):
+    model, x, y = small_task()
+    with pytest.raises(ValueError, match=message):
+        fit_to_loss(model, x, change.pop("y", y), torch.optim.SGD(model.parameters(), lr=0.1), target=0.5, **change)
+
+
+def test_fit_to_loss_gives_up_at_the_limit():
+    model, x, y = small_task()
+    with pytest.raises(RuntimeError, match=r"the loss is still .* after 12 steps, not below the target 0"):
+        fit_to_loss(model, x, y, torch.optim.SGD(model.parameters(), lr=0.1), target=0.0, batch=10, limit=10, check=2, generator=seeded())

@@ -12,11 +12,11 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["EVIDENCE_VARIABLE", "RELATIONS", "Claim", "ClaimFailed", "evaluate", "show"]
+__all__ = ["EVIDENCE_VARIABLE", "RELATIONS", "Claim", "ClaimFailed", "evaluate", "show", "wrong_verdicts"]
 
 EVIDENCE_VARIABLE = "KEXUE_EVIDENCE"
 
@@ -109,6 +109,25 @@ def evaluate(
     numbers = (value, *bound) if isinstance(bound, tuple) else (value, bound)
     passed = not any(math.isnan(x) for x in numbers) and bool(RELATIONS[relation][1](value, bound))
     return Claim(id, " ".join(sentence.split()), value, relation, bound, passed, unit, draws, error_probability)
+
+
+def wrong_verdicts(meaningful: Iterable[Callable[[], Any]], meaningless: Iterable[Callable[[], Any]]) -> int:
+    """Number of requests that get the wrong answer: meaningful ones that raise, meaningless ones that are not refused.
+
+    A refusal is a ValueError, TypeError, KeyError or NotImplementedError; any other exception is an accident and counts as wrong.
+    """
+    return sum(_refused(request) is not False for request in meaningful) + sum(_refused(request) is not True for request in meaningless)
+
+
+def _refused(request: Callable[[], Any]) -> bool | None:
+    """Whether a request is refused; None for an accident."""
+    try:
+        request()
+    except (ValueError, TypeError, KeyError, NotImplementedError):
+        return True
+    except Exception:
+        return None
+    return False
 
 
 def show(claim: Claim, context: str = "") -> None:

@@ -8,7 +8,7 @@ the SHA-256 of the source. A package that is not there raises :class:`MissingDat
 from kexue.data.images import Images, Labelled, digits, mnist, mnist_5k, mnist_split
 from kexue.data.packages import MissingData, cache_directory
 from kexue.data.text import Document, bbc_news, rotten_tomatoes
-from kexue.data.vectors import WordVectors, glove_50d, minilm_embeddings
+from kexue.data.vectors import WordVectors, glove_50d, minilm_embeddings, minilm_vocabulary, minilm_weights
 
 __all__ = [
     "Document",
@@ -21,6 +21,8 @@ __all__ = [
     "digits",
     "glove_50d",
     "minilm_embeddings",
+    "minilm_vocabulary",
+    "minilm_weights",
     "mnist",
     "mnist_5k",
     "mnist_split",

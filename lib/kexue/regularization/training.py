@@ -6,15 +6,16 @@ order of the batches, the optimizer, the number of steps - stays the same from o
 seeded alike, two runs see the same batches in the same order, so that their difference is due to the step alone.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Scores", "calibration_error", "fit", "mlp", "scores"]
+__all__ = ["Scores", "calibration_error", "fit", "fit_to_loss", "mlp", "scores"]
 
 Step = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -49,7 +50,7 @@ def mlp(
 
 def fit(
     model: nn.Module,
-    x: Float[Tensor, "count *features"],
+    x: Shaped[Tensor, "count *features"],
     y: Tensor,
     *,
     epochs: int,
@@ -85,6 +86,49 @@ def fit(
             loss.backward()
             optimizer.step()
     return model.eval()
+
+
+def fit_to_loss(
+    model: nn.Module,
+    x: Shaped[Tensor, "count *features"],
+    y: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    target: float,
+    step: Step | None = None,
+    batch: int = 100,
+    check: int = 5,
+    limit: int = 20_000,
+    generator: torch.Generator | None = None,
+    watch: Callable[[nn.Module, int | str], object] | None = None,
+) -> int:
+    """Train ``model`` in place until its mean cross-entropy on all of ``x`` is below ``target``; return the number of steps.
+
+    Runs that stop at equal loss can be compared: none looks smooth only because it is less trained. The loss is looked at after every
+    ``check`` steps, without whatever ``step`` adds to it. ``watch(model, number)`` is called before each step, and once with ``"end"``.
+
+    Raises ValueError for counts below 1 or if ``x`` and ``y`` differ in length, RuntimeError if ``limit`` steps were not enough.
+    """
+    for name, value in [("batch", batch), ("check", check), ("limit", limit)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"x and y must have the same number of examples, at least 1, got {len(x)} and {len(y)}")
+    step, watch, count, reached = step or _cross_entropy, watch or (lambda model, number: None), 0, math.nan
+    while count < limit:
+        for chosen in torch.randperm(len(x), generator=generator).to(x.device).split(batch):
+            watch(model, count)
+            optimizer.zero_grad(set_to_none=True)
+            step(model, x[chosen], y[chosen]).backward()
+            optimizer.step()
+            count += 1
+            if count % check == 0:
+                with torch.no_grad():
+                    reached = _cross_entropy(model, x, y).item()
+                if reached < target:
+                    watch(model, "end")
+                    return count
+    raise RuntimeError(f"the loss is still {reached:.3g} after {count} steps, not below the target {target}")
 
 
 def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
