@@ -66,4 +66,8 @@ def test_modules_of_chapters_are_found_through_imports():
 
 def test_tests_of_a_module_are_its_own():
     assert mutants.tests_of(ROOT, ROOT / "lib/kexue/generative/divergences.py") == ["tests/generative/test_divergences.py"]
-    assert set(mutants.tests_of(ROOT, ROOT / "lib/kexue/numerics.py")) == {"tests/test_numerics.py", "tests/test_numerics_special.py"}
+    assert set(mutants.tests_of(ROOT, ROOT / "lib/kexue/numerics.py")) == {
+        "tests/test_numerics.py",
+        "tests/test_numerics_hessian.py",
+        "tests/test_numerics_special.py",
+    }
