@@ -203,6 +203,20 @@ def test_start_is_symmetric_law(p):
     assert (start.mean(0).abs() < 5 * start.std(0) / math.sqrt(4000)).all()
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_projection_of_a_large_image_in_half_precision(p):
+    """The sum of 70000 entries, and their number, exceed the largest number of float16; all are equal, so is the answer."""
+    inside = project(torch.ones(1, 70_000, dtype=torch.float16), 7000.0 if p == 1 else 26.4575, p)
+    assert inside.dtype == torch.float16
+    assert (inside - 0.1).abs().max() < 1e-3  # half an ulp of 0.1 is 3e-5; the cumulated sum in float32 adds as much
+
+
+def test_default_step_is_two_and_a_half_radii_over_the_steps():
+    seen = []
+    pgd(lambda v: (seen.append(v.detach().clone()), v.sum(1))[1], torch.zeros(1, 3), 0.5, steps=10, random_start=False)
+    torch.testing.assert_close(seen[1], torch.full((1, 3), 0.125), rtol=0, atol=0)
+
+
 def test_default_step_reaches_the_boundary():
     w = normal(5)
     moved = pgd(lambda v: v @ w, torch.zeros(50, 5, dtype=torch.float64), 0.4, steps=10, generator=torch.Generator().manual_seed(0))

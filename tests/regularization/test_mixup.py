@@ -230,6 +230,7 @@ def test_mixed_is_a_named_tuple():
         (lambda x, y: mix_pairs(x, one_hot(y, 4), num_classes=4), ValueError, "target rows or class ids"),
         (lambda x, y: mix_pairs(x, y, lam=1.5, num_classes=4), ValueError, r"lam must lie in \[0, 1\], got 1.5"),
         (lambda x, y: mix_pairs(x, y, lam=-0.5, num_classes=4), ValueError, r"lam must lie in \[0, 1\]"),
+        (lambda x, y: mix_pairs(x, y, lam=torch.arange(6.0), num_classes=4), ValueError, r"lam must lie in \[0, 1\], got 2$"),
         (lambda x, y: mix_pairs(x, y, lam=math.nan, num_classes=4), ValueError, r"lam must lie in \[0, 1\]"),
         (lambda x, y: mix_pairs(x.long(), y, num_classes=4), TypeError, "x must be of floating-point type, got torch.int64"),
         (lambda x, y: sample_pairing(x.long(), y), TypeError, "divide integer pixels first"),

@@ -76,7 +76,7 @@ def project(delta: Float[Tensor, " batch *shape"], eps: int | float, p: int | fl
     _check(eps, p, (1, 2, math.inf))
     if p == math.inf:
         return delta.clamp(-eps, eps)
-    flat = delta.flatten(1) if delta.ndim > 1 else delta[:, None]
+    flat = _rows(delta)
     size = torch.linalg.vector_norm(flat, p, dim=1, keepdim=True)
     if p == 2:
         inside = flat * torch.where(size > eps, eps / size, 1.0)
@@ -86,7 +86,7 @@ def project(delta: Float[Tensor, " batch *shape"], eps: int | float, p: int | fl
         levels = (entries.cumsum(1) - eps) / counts  # the level, if exactly the largest 1, 2, 3, ... entries stay non-zero
         level = levels.amax(1, keepdim=True).clamp(min=0)  # the right one is the largest
         inside = flat.sign() * (flat.abs() - level).clamp(min=0)
-    return inside.reshape(delta.shape)
+    return inside.reshape(delta.shape).to(delta.dtype)
 
 
 def fast_gradient(
@@ -220,10 +220,15 @@ def _check(eps: int | float, p: int | float, allowed: tuple[int | float, ...] | 
         raise ValueError(f"p must be 1, 2 or inf, the balls with a closed projection, got {p}")
 
 
+def _rows(g: Tensor) -> Tensor:
+    """Each example as one vector, half precision in float32: sums over a large image overflow, and counts above 2048 round."""
+    flat = g.flatten(1) if g.ndim > 1 else g[:, None]
+    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+
+
 def _scaled(g: Tensor, p: int | float) -> tuple[Tensor, Tensor]:
     """Each example as a vector with largest entry 1 (or 0), and that entry: squares of tiny gradients would vanish."""
-    flat = g.flatten(1) if g.ndim > 1 else g[:, None]
-    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    flat = _rows(g)
     peak = flat.abs().amax(1)
     return flat / torch.where(peak > 0, peak, 1.0)[:, None], peak
 

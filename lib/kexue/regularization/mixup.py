@@ -160,8 +160,9 @@ def _weights(lam: float | int | Tensor, x: Tensor) -> Tensor:
 
 
 def _check_weights(lam: Tensor) -> None:
-    if not bool(((lam >= 0) & (lam <= 1)).all()):
-        raise ValueError(f"lam must lie in [0, 1], got {lam.tolist()}")
+    outside = lam[~((lam >= 0) & (lam <= 1))]
+    if len(outside):
+        raise ValueError(f"lam must lie in [0, 1], got {outside[0].item():g}")
 
 
 def _partners(permutation: Tensor | None, count: int, generator: torch.Generator | None) -> Tensor:

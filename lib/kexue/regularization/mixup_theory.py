@@ -39,7 +39,7 @@ class MixupMoments(NamedTuple):
 def mixup_moments(alpha: float | int) -> MixupMoments:
     r"""Moments of the mixing weight :math:`\lambda\sim\mathrm{Beta}(\alpha,\alpha)` and of its size-biased version :math:`\lambda'`.
 
-    Exact for every alpha from 0 to ``math.inf``. Raises ValueError if ``alpha`` is negative or NaN.
+    Exact for every alpha from 0 to ``math.inf``, ``folded`` to 1e-8. Raises ValueError if ``alpha`` is negative or NaN.
     """
     _check_alpha(alpha)
     if alpha == 0:
@@ -83,8 +83,9 @@ def affinity_gap(
     Zero for all pairs and weights if and only if ``f`` is affine on the segments. Three evaluations of ``f``, which maps a batch to
     outputs of any shape per example. Differentiable. Raises ValueError if a weight lies outside [0, 1].
     """
-    if not bool(((lam >= 0) & (lam <= 1)).all()):
-        raise ValueError(f"lam must lie in [0, 1], got {lam.tolist()}")
+    outside = lam[~((lam >= 0) & (lam <= 1))]
+    if len(outside):
+        raise ValueError(f"lam must lie in [0, 1], got {outside[0].item():g}")
     between, end, start = f(torch.lerp(x2, x, _columns(lam, x))), f(x), f(x2)
     return (between - torch.lerp(start, end, _columns(lam.to(end.dtype), end))).flatten(1).square().sum(1)
 
