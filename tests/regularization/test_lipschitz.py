@@ -114,6 +114,7 @@ LAYERS = {
     "max pool": lambda: nn.MaxPool2d(2),
     "max pool, overlap": lambda: nn.MaxPool2d(3, stride=2),
     "max pool, sides": lambda: nn.MaxPool2d((3, 2), stride=(1, 2)),
+    "max pool, dilated": lambda: nn.MaxPool2d(2, stride=2, dilation=2),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(98, 5)),
     "batch norm": lambda: nn.BatchNorm2d(2).eval(),
     "dropout": lambda: nn.Dropout2d().eval(),
@@ -136,6 +137,8 @@ def test_max_pool_bound_counts_windows():
     assert lipschitz_upper(nn.MaxPool2d(2)) == 1
     assert lipschitz_upper(nn.MaxPool2d(3, stride=2)) == pytest.approx(2)  # a pixel lies in at most 2 x 2 windows
     assert lipschitz_upper(nn.MaxPool2d((3, 2), stride=(1, 2))) == pytest.approx(math.sqrt(3))
+    assert lipschitz_upper(nn.MaxPool2d(2, stride=2, dilation=2)) == pytest.approx(2)  # the windows touch pixels 0 and 2, 2 and 4, ...
+    assert lipschitz_upper(nn.MaxPool2d(2, stride=2, dilation=3)) == 1  # 0 and 3, 2 and 5, ...
     peak = torch.zeros(1, 5, 5, dtype=torch.float64)
     peak[0, 2, 2] = 1
     assert norm(jacobian(nn.MaxPool2d(3, stride=2), peak)) == pytest.approx(2)

@@ -166,8 +166,9 @@ def operator_norm(layer: nn.Linear | nn.Conv2d, weight: Float[Tensor, "*shape"])
 
 
 def _pool_upper(layer: nn.MaxPool2d) -> float:
-    sides = [v if isinstance(v, tuple) else (v, v) for v in (layer.kernel_size, layer.stride)]
-    return math.sqrt(math.prod(math.ceil(k / s) for k, s in zip(*sides, strict=True)))
+    """Taps a and b of two windows meet in a pixel if (a - b) dilation is a multiple of the stride."""
+    sides = [v if isinstance(v, tuple) else (v, v) for v in (layer.kernel_size, layer.stride, layer.dilation)]
+    return math.sqrt(math.prod(math.ceil(k * math.gcd(s, d) / s) for k, s, d in zip(*sides, strict=True)))
 
 
 def lipschitz_lower(
