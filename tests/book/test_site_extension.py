@@ -505,6 +505,7 @@ def test_map_reads_boxes_and_arrows_and_puts_what_is_needed_above() -> None:
     assert plan.titles == {"a": "Angles", "b": "A very long title indeed", "c": "C", "d": "D"}
     assert [(arrow.tail, arrow.head) for arrow in plan.arrows] == [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]
     assert plan.rows() == [["a"], ["b", "c"], ["d"]]
+    assert Map.read(["e = E", *MAP]).rows() == [["a"], ["b", "c"], ["e", "d"]], "a box without arrows stands below"
     assert Map.read([f"{letter} = {letter}" for letter in "abcd"]).rows() == [["a", "b", "c"], ["d"]], "a row holds three boxes"
 
 

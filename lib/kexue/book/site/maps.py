@@ -51,13 +51,16 @@ class Map:
         return found
 
     def rows(self) -> list[list[str]]:
-        """The boxes by the length of the longest chain that leads to them; raises ValueError if arrows run in a circle."""
+        """The boxes by the length of the longest chain that leads to them, those without arrows last; raises ValueError if arrows
+        run in a circle."""
         depth = dict.fromkeys(self.titles, 0)
         for _ in self.titles:
             before = dict(depth)
             for arrow in self.arrows:
                 depth[arrow.head] = max(depth[arrow.head], depth[arrow.tail] + 1)
             if depth == before:
+                linked = {slug for arrow in self.arrows for slug in (arrow.tail, arrow.head)}
+                depth |= dict.fromkeys(depth.keys() - linked, max(depth.values(), default=0))
                 rows = [[slug for slug in self.titles if depth[slug] == level] for level in range(max(depth.values(), default=-1) + 1)]
                 return [row[start : start + 3] for row in rows for start in range(0, len(row), 3)]
         raise ValueError(f"the arrows between {', '.join(self.titles)} run in a circle")
