@@ -104,7 +104,7 @@ def reason(output: str) -> str:
     if "DO NOT MATCH THE HASHES" in output:
         return "a package does not match its hash in requirements.lock: the index serves another file than the one that was verified"
     errors = [line for line in output.splitlines() if line.lower().startswith("error")]
-    return f"pip failed: {errors[0] if errors else (output.strip().splitlines() or ['no output'])[-1]}"
+    return f"pip failed: {(errors or output.strip().splitlines() or ['no output'])[-1]}"  # the last error is the verdict
 
 
 def say(message: str) -> None:

@@ -121,6 +121,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "does not match its hash"),
         ("noise\nERROR: No matching distribution found for x", "pip failed: ERROR: No matching distribution found for x"),
+        ("ERROR: Ignored versions\nERROR: No matching distribution found for y", "pip failed: ERROR: No matching distribution found for y"),
         ("last words", "pip failed: last words"),
         ("", "pip failed: no output"),
     ],
