@@ -288,7 +288,7 @@ def test_figures_stay_legible_and_melt_into_the_dark_page(book: Book, server: st
             page.evaluate("window.MathJax?.startup?.promise")
             page.evaluate("document.fonts.ready.then(() => true)")
             page.evaluate(OPEN_FOLDS)
-            page.add_style_tag(content=".bd-header-article { display: none }")  # it would lie over the picture of a figure
+            page.add_style_tag(content=".bd-header-article, #pst-skip-link { display: none }")  # they would lie over the picture
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
             grounds[theme] = np.array([int(v) for v in re.findall(r"\d+", colour)[:3]])
             images = page.locator("article .cell_output img, .kx-card-picture")
