@@ -30,7 +30,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUND_FLOOR = ("numerics", "observe")
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Mult}
 COMPARISONS = {ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot}
 UNIT_LIMIT, CLAIM_LIMIT = 180, 240  # seconds; a fault that makes the run endless is caught
@@ -124,11 +123,12 @@ def chapters_of(root: Path) -> dict[str, list[Path]]:
         modules: set[Path] = set()
         while todo:
             name = todo.pop()
-            path = root / "lib" / (name.replace(".", "/") + ".py")
+            place = root / "lib" / name.replace(".", "/")
+            path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
             if path.exists() and path not in modules and not name.startswith(("kexue.book", "kexue.data")):
                 modules.add(path)
                 todo |= set(_imports(path.read_text()))
-        found[notebook.stem] = sorted(modules)
+        found[notebook.stem] = sorted(path for path in modules if path.stem != "__init__")
     return found
 
 
@@ -143,8 +143,7 @@ def _imports(source: str) -> Iterator[str]:
 
 def tests_of(root: Path, module: Path) -> list[str]:
     """The unit tests that import the module or are named after it."""
-    part = module.parent.name if module.stem not in GROUND_FLOOR else ""
-    folder = root / "tests" / part
+    folder = root / "tests" / module.parent.relative_to(root / "lib/kexue")
     dotted = ".".join(module.relative_to(root / "lib").with_suffix("").parts)
     named = [p for p in folder.glob("test_*.py") if p.stem.startswith(f"test_{module.stem.lstrip('_')}")]
     using = [p for p in folder.glob("test_*.py") if re.search(rf"{re.escape(dotted)}\b", p.read_text())]

@@ -1,4 +1,4 @@
-"""Tests of kexue.numerics: exact spectral norms, power iteration on operators, the square root at zero."""
+"""Tests of kexue.numerics.linear: exact spectral norms, power iteration on operators, the square root at zero."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tests of kexue.numerics: Hessian-vector products and the largest eigenvalue by Lanczos's method."""
+"""Tests of kexue.numerics.hessian: Hessian-vector products and the largest eigenvalue by Lanczos's method."""
 
 import math
 
