@@ -25,7 +25,7 @@ EXTRAS = ("book", "chapters", "test", "dev", "weights")
 CORE = "core"  # the library's own dependencies: needed by every extra but `book`
 MARK = "    # for: "
 HEADER = "# Written by `make lock`. Exact versions and hashes of a verified set; `# for:` names the extras that need a package.\n"
-COLAB_LACKS = ("jaxtyping", "wadler-lindig")
+COLAB_LACKS = ("jaxtyping", "jplephem", "sgp4", "skyfield", "wadler-lindig")
 BUILD = ("setuptools",)  # builds the sdists and the editable install, without a download of its own
 
 
