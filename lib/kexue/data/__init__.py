@@ -5,8 +5,10 @@ package by its path, without importing the package, parses it once, and keeps th
 the SHA-256 of the source. A package that is not there raises :class:`MissingData`, whose message is the exact ``pip`` line.
 """
 
+from kexue.data.corpus import TaggedLine, peoples_daily
 from kexue.data.images import Images, Labelled, digits, mnist, mnist_5k, mnist_split
 from kexue.data.packages import MissingData, cache_directory
+from kexue.data.sky import ephemeris_path
 from kexue.data.text import Document, bbc_news, rotten_tomatoes
 from kexue.data.vectors import WordVectors, glove_50d, minilm_embeddings, minilm_vocabulary, minilm_weights
 
@@ -15,10 +17,12 @@ __all__ = [
     "Images",
     "Labelled",
     "MissingData",
+    "TaggedLine",
     "WordVectors",
     "bbc_news",
     "cache_directory",
     "digits",
+    "ephemeris_path",
     "glove_50d",
     "minilm_embeddings",
     "minilm_vocabulary",
@@ -26,5 +30,6 @@ __all__ = [
     "mnist",
     "mnist_5k",
     "mnist_split",
+    "peoples_daily",
     "rotten_tomatoes",
 ]
