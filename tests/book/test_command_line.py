@@ -14,15 +14,6 @@ CLAIMS = """from kexue.book.claims import evaluate, show
 show(evaluate("is-even", "The seed is even.", seed % 2, "==", 0))"""
 
 
-@pytest.fixture(scope="module")
-def address():
-    from distributed import LocalCluster
-
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tcp", "host": "127.0.0.1"}
-    with LocalCluster(**options, dashboard_address="127.0.0.1:0", memory_limit=None) as cluster:
-        yield cluster.scheduler_address
-
-
 @pytest.fixture
 def book(tmp_path):
     """A book of chapters, each of a parameters cell and one more cell."""

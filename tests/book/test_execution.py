@@ -28,16 +28,6 @@ def temporary_files(monkeypatch, tmp_path_factory):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def address():
-    """A scheduler with one worker in this process: fast, and its tasks count for coverage."""
-    from distributed import LocalCluster
-
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tcp", "host": "127.0.0.1"}
-    with LocalCluster(**options, dashboard_address="127.0.0.1:0", memory_limit=None) as cluster:
-        yield cluster.scheduler_address
-
-
 @pytest.fixture
 def write(tmp_path):
     """Write a chapter of code cells; the first one holds the parameters."""

@@ -14,9 +14,17 @@ from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.utils.capture import capture_output
-from kexue.book.interactive import HEIGHT, WIDTH, Curve, slider, slider_html
+from kexue.book.interactive import HEIGHT, WIDTH, Curve, slider
 
 LABELS = {"xlabel": "angle (degrees)", "ylabel": "density", "alt": "A flat line becomes a needle."}
+
+
+def slider_html(*arguments, **options) -> str:
+    """The HTML that a call of slider displays."""
+    with capture_output() as captured:
+        slider(*arguments, **options)
+    (output,) = captured.outputs
+    return output.data["text/html"]
 
 
 def drawing(page: str) -> dict:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Curve", "slider", "slider_html"]
+__all__ = ["Curve", "slider"]
 
 COLOURS = ("blue", "orange", "green", "purple", "grey")
 STYLES = ("line", "dashed", "points", "fill")
@@ -104,44 +104,24 @@ def slider(
     """
     from IPython.display import display  # the figure is a notebook's display: IPython is there
 
-    page = slider_html(
-        frames,
-        parameter,
-        xlabel=xlabel,
-        ylabel=ylabel,
-        alt=alt,
-        title=title,
-        xlim=xlim,
-        ylim=ylim,
-        xscale=xscale,
-        yscale=yscale,
-        start=start,
-        chooser=chooser,
-    )
+    axes = {
+        "xlabel": xlabel,
+        "ylabel": ylabel,
+        "xlim": xlim,
+        "xscale": xscale,
+        "yscale": yscale,
+        "alt": alt,
+        "title": title,
+        "start": start,
+    }
+    page = _page(frames, parameter, ylim, **axes) if chooser is None else _choice(frames, parameter, chooser, ylim, axes)
     options = "" if chooser is None else f"{_plain(chooser)} = {', '.join(map(_value_text, frames))}; "
     values = ", ".join(map(_value_text, frames if chooser is None else next(iter(frames.values()))))
     display({"text/plain": f"Interactive figure, {options}{_plain(parameter)} = {values}. {alt}", "text/html": page}, raw=True)
 
 
-def slider_html(
-    frames: Mapping[Any, Any],
-    parameter: str = "n",
-    *,
-    xlabel: str,
-    ylabel: str,
-    alt: str,
-    title: str | None = None,
-    xlim: tuple[float | int, float | int] | None = None,
-    ylim: Any = None,
-    xscale: str = "linear",
-    yscale: str = "linear",
-    start: int = 0,
-    chooser: str | None = None,
-) -> str:
-    """Return the HTML that :func:`slider` displays; arguments and errors are the same."""
-    labels = {"xlabel": xlabel, "ylabel": ylabel, "alt": alt, "title": title, "xlim": xlim, "xscale": xscale, "yscale": yscale}
-    if chooser is not None:
-        return _choice(frames, parameter, chooser, ylim, labels | {"start": start})
+def _page(frames, parameter, ylim, *, xlabel, ylabel, xlim, xscale, yscale, alt, title, start) -> str:
+    """The HTML of one figure; arguments and errors are those of :func:`slider`."""
     _check(frames, alt, start)
     curves = [curve for frame in frames.values() for curve in frame]
     horizontal = _Axis("x", xscale, xlim, [v for curve in curves for v in curve.x], margin=0.0)
@@ -185,7 +165,7 @@ def slider_html(
     )
 
 
-def _choice(frames: Mapping[Any, Any], parameter: str, chooser: str, ylim: Any, labels: dict[str, Any]) -> str:
+def _choice(frames: Mapping[Any, Any], parameter: str, chooser: str, ylim: Any, axes: dict[str, Any]) -> str:
     """One figure per option below a list; all but the first are hidden, which is also what shows where no script runs."""
     if not isinstance(frames, Mapping) or not frames or not all(isinstance(inner, Mapping) for inner in frames.values()):
         raise ValueError(f"frames must map every option of the chooser {chooser!r} to frames, got {frames!r}")
@@ -194,7 +174,7 @@ def _choice(frames: Mapping[Any, Any], parameter: str, chooser: str, ylim: Any, 
     if isinstance(ylim, Mapping) and set(ylim) != set(frames):
         raise ValueError(f"ylim must name the options {', '.join(map(str, frames))}, got {', '.join(map(str, ylim))}")
     limits = ylim if isinstance(ylim, Mapping) else dict.fromkeys(frames, ylim)
-    pages = [slider_html(inner, parameter, ylim=limits[option], **labels) for option, inner in frames.items()]
+    pages = [_page(inner, parameter, limits[option], **axes) for option, inner in frames.items()]
     name = "kx-" + hashlib.sha256("\0".join([chooser, *map(str, frames), *pages]).encode()).hexdigest()[:10]
     options = "".join(f"<option>{html.escape(_plain(_value_text(option)))}</option>" for option in frames)
     for place in range(1, len(pages)):
