@@ -21,3 +21,21 @@ document.addEventListener("DOMContentLoaded", () => {
 
 // Folded proofs and solutions are printed open.
 addEventListener("beforeprint", () => document.querySelectorAll("details.kx-fold").forEach((fold) => (fold.open = true)));
+
+// On a narrow screen a formula in the line that is wider than its column gets a line of its own, in which it scrolls.
+const fitFormulas = () => {
+  for (const formula of document.querySelectorAll("article span.math mjx-container")) {
+    formula.classList.remove("kx-wide");
+    const column = formula.closest("p, li, dd, td, div");
+    const wide = formula.getBoundingClientRect().width > column.clientWidth && column.clientWidth > 0;
+    formula.classList.toggle("kx-wide", wide);
+    if (wide) formula.tabIndex = 0;
+  }
+};
+addEventListener("load", () => {
+  window.MathJax?.startup?.promise?.then(() => {
+    fitFormulas();
+    addEventListener("resize", fitFormulas);
+    document.addEventListener("toggle", fitFormulas, true);
+  });
+});
