@@ -301,3 +301,13 @@ def test_report_has_a_line_per_result_the_messages_and_the_count():
     assert lines[1].split() == ["random-angles", "cpu", "0", "ok", "1.2", "s", "300", "MB", "cpu"]
     assert lines[2].split() == ["random-angles", "cpu", "11", "lost", "1.2", "s", "–", "cpu"]
     assert lines[3:] == ["    the kernel died", "1 of 2 passed"]
+
+
+def test_kernels_do_not_inherit_what_is_meant_for_workers_or_users(write, tmp_path, monkeypatch):
+    foreign = ("MPLBACKEND", "PYTHONSTARTUP", "MALLOC_TRIM_THRESHOLD_", "KEXUE_EVIDENCE")
+    for name in (*foreign, "KEPT"):
+        monkeypatch.setenv(name, "65536")
+    write("batch-norm", SHOW)
+    (task,) = plan(tmp_path, "batch-norm")
+    environment = kernel._kernel_environment(task, str(tmp_path))
+    assert environment["KEPT"] == "65536" and not set(foreign) & set(environment)

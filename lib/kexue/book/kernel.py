@@ -112,8 +112,11 @@ def run_notebook(task: Task, timeout: float = CELL_TIMEOUT) -> tuple[Result, str
 
 
 def _kernel_environment(task: Task, folder: str) -> dict[str, str]:
-    """The environment of the kernel: no progress bars, no plotting back end or start-up files of the user, fixed hashing, this library."""
-    env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "KEXUE_EVIDENCE", "PYTHONSTARTUP")}
+    """The environment of the kernel: no progress bars, no plotting back end or start-up files of the user, fixed hashing, this library.
+
+    Dask's threshold for returning memory is meant for workers; a kernel would spend a third of its time giving pages back.
+    """
+    env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "KEXUE_EVIDENCE", "PYTHONSTARTUP", "MALLOC_TRIM_THRESHOLD_")}
     env |= {"KEXUE_PROGRESS": "0", "PYTHONHASHSEED": "0", "IPYTHONDIR": str(Path(folder) / ".ipython")}
     env["PYTHONPATH"] = os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])])
     if task.evidence:
