@@ -1,4 +1,4 @@
-r"""Perturbations of an input that raise the loss most, in any norm: one step, many steps, and the accuracy that survives them.
+r"""Perturbations of an input that raise the loss most, in any norm: one step, and many steps.
 
 For a loss :math:`\ell` with gradient :math:`g=\nabla_x\ell(x)` the best step of length :math:`\epsilon` in the norm :math:`\|\cdot\|_p`
 is, to first order, the maximizer of :math:`\langle g,\Delta\rangle`, and what it gains is the dual norm:
@@ -7,25 +7,25 @@ is, to first order, the maximizer of :math:`\langle g,\Delta\rangle`, and what i
 
 Every function works per example: the first axis is the batch, all other axes together are one vector, and a loss is a function from
 a batch to one number per example. Only gradients with respect to the input are taken: no parameter's ``.grad`` is touched, the
-mode of a model stays as it is, and perturbations are constants in every later graph. Nothing here trains; a training step that
-takes its loss at a perturbed input is adversarial training.
+mode of a model stays as it is, and perturbations are constants in every later graph.
 
-Attacks on an embedding table are in :mod:`kexue.regularization.embedding_attack`.
+Training on such inputs, and the accuracy that survives them, are in :mod:`kexue.regularization.adversarial_training`; attacks on
+embeddings in :mod:`kexue.regularization.embedding_attack`, attacks that need no label in
+:mod:`kexue.regularization.virtual_adversarial`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["dual_norm", "fast_gradient", "margin_loss", "pgd", "project", "robust_accuracy", "steepest_direction"]
+__all__ = ["dual_norm", "fast_gradient", "pgd", "project", "steepest_direction"]
 
 Loss = Callable[[Tensor], Tensor]
-Attack = Callable[[Loss, Tensor], Tensor]
 
 
 def dual_norm(g: Float[Tensor, " batch *shape"], p: int | float) -> Float[Tensor, " batch"]:
@@ -164,43 +164,6 @@ def pgd(
         best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), moved, best)
         best_loss = loss if best_loss is None else torch.maximum(loss, best_loss)
     return best
-
-
-def margin_loss(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    r"""Negative margin :math:`\max_{k\ne y}z_k-z_y`, positive exactly for examples that are classified wrongly.
-
-    Unlike cross-entropy it never saturates: multiplying the logits multiplies its gradient. Source: Carlini and Wagner (2017).
-    """
-    own = torch.nn.functional.one_hot(y.long(), logits.shape[1]).bool()
-    return logits.masked_fill(own, -math.inf).amax(1) - logits[own]
-
-
-@torch.no_grad()
-def robust_accuracy(
-    model: Callable[[Tensor], Tensor],
-    x: Float[Tensor, " batch *shape"],
-    y: Int[Tensor, " batch"],
-    attacks: Iterable[Attack],
-    *,
-    loss: Callable[[Tensor, Tensor], Tensor] = margin_loss,
-) -> float:
-    r"""Share of the examples that are classified correctly at ``x`` and after every one of the attacks.
-
-    Each attack meets only the examples that have survived so far, so a list of attacks costs little more than its first one.
-
-    :param attacks: functions of a loss and a batch that return the perturbed batch, such as ``partial(pgd, eps=0.1)``.
-    :param loss: maps logits and labels to one number per example; attacks ascend it.
-    :raises ValueError: if there is no example. Source: Croce and Hein (2020) for the worst case over attacks.
-    """
-    if len(x) == 0:
-        raise ValueError("x must have at least one example, got none")
-    total, right = len(x), model(x).argmax(1) == y
-    for attack in attacks:
-        x, y = x[right], y[right]
-        if len(x) == 0:
-            return 0.0
-        right = model(attack(lambda inputs, y=y: loss(model(inputs), y), x)).argmax(1) == y
-    return right.sum().item() / total
 
 
 def _exponent(p: int | float) -> int | float:
