@@ -233,6 +233,26 @@ def test_gradient_growth_rate_of_wide_networks_is_the_theory(activation, batch, 
     assert measured == pytest.approx(theory, rel=0.04)  # 0.01 to 0.03 over seeds
 
 
+def test_gradient_growth_with_skips_matches_autograd():
+    depth, width, batch = 3, 6, 5
+    sizes = gradient_growth(depth, width, batch, skip=True, generator=torch.Generator().manual_seed(4))
+    g = torch.Generator().manual_seed(4)
+    h, seen = torch.randn(batch, width, generator=g).requires_grad_(), []
+    for _ in range(depth):
+        seen.append(h)
+        y = h @ (math.sqrt(2 / width) * torch.randn(width, width, generator=g)).T
+        h = h + torch.relu(nn.functional.batch_norm(y, None, None, training=True, eps=1e-12))
+    expected = [t.square().sum().item() for t in torch.autograd.grad(h, seen, torch.randn(batch, width, generator=g))]
+    assert sizes.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_gradient_growth_with_skips_is_a_power_law():
+    rate, spread = growth_rate(torch.relu), (math.pi - 1) / (2 * math.pi)
+    sizes = gradient_growth(40, 512, 256, skip=True, generator=torch.Generator().manual_seed(0))
+    product = math.prod(1 + rate / (layer + 1 / spread) for layer in range(40))
+    assert sizes[0].item() / (512 * 256) == pytest.approx(product, rel=0.4)  # one percent per layer; without skips it is 4e6
+
+
 def test_gradient_growth_refusals():
     for arguments in [(0, 4, 4), (4, 0, 4), (4, 4, 1)]:
         with pytest.raises(ValueError, match="must be positive and batch at least 2"):

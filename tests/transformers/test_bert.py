@@ -1,10 +1,14 @@
 """Tests of kexue.transformers.bert: real weights in the book's encoder, against PyTorch's own layers and against what they should know."""
 
+import math
+
 import pytest
 import torch
 from kexue import data
-from kexue.transformers.bert import bert_embedding, bert_encoder
+from kexue.transformers.bert import MaskedModel, bert_embedding, bert_encoder
+from kexue.transformers.encoder import initialize_
 from torch import nn
+from torch.nn import functional
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +80,56 @@ def test_small_models_and_refusals(weights):
     for outside in (30522, -1):
         with pytest.raises(IndexError):
             bert_embedding(weights, torch.tensor([[outside]]))
+
+
+# --- the model that is pre-trained
+
+
+def masked_model(**options):
+    torch.manual_seed(0)
+    return MaskedModel(7, 5, 2, 8, 2, **options)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_masked_model_matches_the_formula_written_out(head):
+    model, tokens = masked_model(head=head), torch.tensor([[0, 7, 3], [6, 2, 7]])
+    nn.init.normal_(model.bias)
+    vectors = torch.stack([model.symbol.weight[row] + model.place.weight[:3] for row in tokens])
+    h = model.encoder(functional.layer_norm(vectors, (8,)))
+    if head:
+        dense, _, norm = model.head
+        h = norm(functional.gelu(h @ dense.weight.T + dense.bias))
+    expected = torch.stack([(h * model.symbol.weight[v]).sum(-1) + model.bias[v] for v in range(7)], -1)
+    assert torch.allclose(model(tokens), expected, atol=1e-5)
+
+
+def test_masked_model_shares_its_vectors_and_never_predicts_the_mask():
+    model = masked_model(head=False)
+    logits = model(torch.tensor([[0, 1, 7]]))
+    assert logits.shape == (1, 3, 7)
+    logits[0, 2, 5].backward()
+    touched = model.symbol.weight.grad.abs().sum(1) > 0
+    assert touched.tolist() == [True, True, False, False, False, True, False, True]  # read: 0, 1 and the mask; predicted: 5
+
+
+def test_masked_model_starts_at_the_loss_of_guessing():
+    torch.manual_seed(0)
+    model = initialize_(MaskedModel(2000, 16, 1, 256, 4), lambda w: nn.init.normal_(w, std=0.02))
+    tokens = torch.randint(2000, (8, 16))
+    loss = functional.cross_entropy(model(tokens).flatten(0, 1), torch.randint(2000, (128,)))
+    q = 256 * 0.02**2  # logits are normal with variance q
+    assert loss.item() == pytest.approx(math.log(2000) + q / 2, abs=5 * math.sqrt(q / 128))
+
+
+def test_masked_model_without_a_head_has_fewer_parameters_and_one_place_less_is_fine():
+    with_head, without = (sum(p.numel() for p in masked_model(head=h).parameters()) for h in (True, False))
+    assert with_head - without == 8 * 8 + 8 + 2 * 8
+    assert masked_model()(torch.tensor([[3]])).shape == (1, 1, 7)
+
+
+def test_masked_model_refuses():
+    for symbols, places in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match=f"symbols and places must be at least 1, got symbols={symbols}, places={places}"):
+            MaskedModel(symbols, places, 1, 8, 2)
+    with pytest.raises(ValueError, match="tokens must hold at most 5 places, got 6"):
+        masked_model()(torch.zeros(1, 6, dtype=torch.long))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kexue.geometry.residual import Signal
 from kexue.observe import capture
-from kexue.transformers.encoder import Block, Encoder, FeedForward, SelfAttention, initialize_, mean_cosine, probe
+from kexue.transformers.encoder import Block, Encoder, FeedForward, Probe, SelfAttention, initialize_, mean_cosine, probe
 from torch import nn
 
 
@@ -224,3 +225,7 @@ def test_only_a_pre_encoder_normalizes_once_more_at_the_end(rng):
         expected = nn.functional.layer_norm(last, (8,), encoder.final.weight, encoder.final.bias) if norm == "pre" else last
         assert torch.allclose(output, expected, atol=1e-6)
         assert len(seen["stream"]) == 5 and torch.equal(seen["stream"][0], x)
+
+
+def test_measurement_and_prediction_have_the_same_fields():
+    assert Probe._fields == Signal._fields

@@ -172,6 +172,7 @@ def gradient_growth(
     *,
     activation: Callable[[Tensor], Tensor] = torch.relu,
     normalize: bool = True,
+    skip: bool = False,
     gain: float = 2.0,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
@@ -179,8 +180,10 @@ def gradient_growth(
     r"""Squared norm of the gradient at the pre-activation of every layer of a random network, first layer first.
 
     Layers :math:`h\mapsto\varphi(\mathrm{BN}(Wh))` with entries of variance ``gain / width``, or the same without normalization; the batch
-    at the input and the gradient at the output are standard normal. Float32. Raises ValueError if depth, width or gain is not positive or
-    batch is below 2.
+    at the input and the gradient at the output are standard normal. With ``skip`` the layers are
+    :math:`h\mapsto h+\varphi(\mathrm{BN}(Wh))`, and the gradient is taken at the h in front of them. Float32.
+
+    Raises ValueError if depth, width or gain is not positive or batch is below 2.
     """
     if depth < 1 or width < 1 or batch < 2 or not gain > 0:
         raise ValueError(f"depth, width and gain must be positive and batch at least 2, got {depth}, {width}, {gain} and {batch}")
@@ -189,15 +192,17 @@ def gradient_growth(
     for _ in range(depth):
         weight = (math.sqrt(gain / width) * torch.randn(width, width, generator=generator)).to(device)
         z, cache = batch_norm(h @ weight.T, ones, zeros, eps=1e-12) if normalize else (h @ weight.T, None)
-        h, slope = _with_slope(activation, z)
+        value, slope = _with_slope(activation, z)
+        h = h + value if skip else value
         layers.append((weight, slope, cache))
     g, sizes = torch.randn(batch, width, generator=generator).to(device), []
     for weight, slope, cache in reversed(layers):
-        g = g * slope
+        branch = g * slope
         if cache is not None:
-            g = batch_norm_backward(g, cache)[0]
-        sizes.append(g.double().square().sum())
-        g = g @ weight
+            branch = batch_norm_backward(branch, cache)[0]
+        below = branch @ weight
+        g = g + below if skip else below
+        sizes.append((g if skip else branch).double().square().sum())
     return torch.stack(sizes[::-1]).cpu()
 
 

@@ -156,7 +156,11 @@ def mean_cosine(x: Float[Tensor, "*batch tokens width"]) -> Float[Tensor, "*batc
 
 
 class Probe(NamedTuple):
-    """State of an encoder of L blocks: mean squares of the 2L branches, and of stream and gradient at the 2L + 1 places between them."""
+    """State of an encoder of L blocks: mean squares of the 2L branches, and of stream and gradient at the 2L + 1 places between them.
+
+    The fields are those of ``kexue.geometry.residual.Signal``, which predicts what this one measures, so that the two compare by name. They
+    are two classes because the parts of the library do not import each other.
+    """
 
     branch: Float[Tensor, " branches"]
     stream: Float[Tensor, " places"]

@@ -1,0 +1,1 @@
+"""Sequences: lattices and their sums, taggers, and words found without a teacher."""
