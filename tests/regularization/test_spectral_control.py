@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kexue.regularization.conv_norm import conv2d_norm, reshape_norm
 from kexue.regularization.lipschitz import GroupSort, lipschitz_lower, lipschitz_upper
-from kexue.regularization.spectral_control import SpectralNormalization, SpectralPenalty, spectral_normalize
+from kexue.regularization.spectral_control import SpectralNormalization, SpectralPenalty, clip_weights_, spectral_normalize
 from torch import nn
 
 
@@ -142,3 +142,36 @@ def test_refusals_name_the_argument(call, message):
 def test_unknown_methods_are_refused():
     with pytest.raises(Exception, match=r"method"):
         SpectralNormalization(nn.Linear(2, 2), method="power")
+
+
+@given(st.integers(0, 10_000), st.floats(1e-3, 10))
+@settings(max_examples=15, deadline=None)
+def test_clipping_matches_minimum_and_maximum_and_bounds_the_norm(seed, limit):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).double()
+    before, bound = [parameter.detach().clone() for parameter in model.parameters()], torch.tensor(limit, dtype=torch.float64)
+    assert clip_weights_(model, limit) is model
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(new, torch.minimum(torch.maximum(old, bound.neg()), bound))
+    assert top(model[0].weight) <= limit * 24**0.5 * (1 + 1e-12)
+
+
+def test_clipping_of_large_equal_entries_attains_its_bound():
+    layer = nn.Linear(8, 2).double()
+    layer.weight.data.fill_(5)
+    assert top(clip_weights_(layer, 0.01).weight).item() == pytest.approx(0.01 * 4, rel=1e-12)
+
+
+def test_clipping_keeps_small_weights_storage_type_and_gradients():
+    layer = nn.Linear(3, 3).to(torch.bfloat16)
+    layer(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
+    pointer, weight, gradient = layer.weight.data_ptr(), layer.weight.detach().clone(), layer.weight.grad.clone()
+    clip_weights_(layer, 10.0)
+    assert layer.weight.data_ptr() == pointer and torch.equal(layer.weight, weight) and torch.equal(layer.weight.grad, gradient)
+    assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_clipping_refuses_a_limit_that_is_not_positive(limit):
+    with pytest.raises(ValueError, match=r"limit must be positive, got"):
+        clip_weights_(nn.Linear(2, 2), limit)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kexue.numerics import log_beta
+from kexue.regularization.mixup import _check_alpha, _check_weights, _columns
 
 __all__ = ["MixupInference", "MixupMoments", "affinity_gap", "entropy_floor", "line_minimizer", "mixup_moments"]
 
@@ -83,9 +84,7 @@ def affinity_gap(
     Zero for all pairs and weights if and only if ``f`` is affine on the segments. Three evaluations of ``f``, which maps a batch to
     outputs of any shape per example. Differentiable. Raises ValueError if a weight lies outside [0, 1].
     """
-    outside = lam[~((lam >= 0) & (lam <= 1))]
-    if len(outside):
-        raise ValueError(f"lam must lie in [0, 1], got {outside[0].item():g}")
+    _check_weights(lam)
     between, end, start = f(torch.lerp(x2, x, _columns(lam, x))), f(x), f(x2)
     return (between - torch.lerp(start, end, _columns(lam.to(end.dtype), end))).flatten(1).square().sum(1)
 
@@ -163,12 +162,3 @@ def line_minimizer(
     mixed = (share * torch.lerp(targets[j], targets[i], safe)).sum(1)
     here = z[:, None] == points
     return torch.where(here.any(1), (here * targets).sum(1), mixed)
-
-
-def _columns(lam: Tensor, like: Tensor) -> Tensor:
-    return lam.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _check_alpha(alpha: float | int) -> None:
-    if not alpha >= 0:
-        raise ValueError(f"alpha must be at least 0, got {alpha}")

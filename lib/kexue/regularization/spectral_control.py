@@ -1,10 +1,12 @@
-r"""Two ways to hold the spectral norm of a layer down: divide by it, or pay for it.
+r"""Three ways to hold the spectral norm of a layer down: divide by it, pay for it, or clip what it is made of.
 
 *Normalization* replaces a weight by :math:`c\,W/\sigma(W)`. The layer is then c-Lipschitz if :math:`\sigma` is at least the norm of
 the operator. For a convolution the reshaped kernel's norm is not: it may be too small by the root of the number of taps, per layer.
 
 *The penalty* :math:`\frac12\sum_i\|W_i\|_2^2` has the gradient :math:`\sigma_1uv^\top`, of rank one: unlike weight decay it leaves the
 other singular values alone. One step of power iteration per training step follows :math:`u,v` while the weights move slowly.
+
+*Clipping* every entry to :math:`[-c,c]` bounds the norm by :math:`c\sqrt{mn}`, and leaves it anywhere below.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch.nn.utils import parametrize
 from kexue.numerics import spectral_norm
 from kexue.regularization.lipschitz import operator_norm
 
-__all__ = ["SpectralNormalization", "SpectralPenalty", "spectral_normalize"]
+__all__ = ["SpectralNormalization", "SpectralPenalty", "clip_weights_", "spectral_normalize"]
 
 
 class SpectralNormalization(nn.Module):
@@ -96,3 +98,19 @@ class SpectralPenalty:
                 self.vectors[i] = torch.where(length > 0, back / length, self.vectors[i])
             estimates.append(u @ (layer.weight @ self.vectors[i]))
         return estimates
+
+
+@torch.no_grad()
+def clip_weights_(model: nn.Module, limit: float) -> nn.Module:
+    r"""Clip every parameter of the model to [-limit, limit], in place, and return the model.
+
+    An m x n matrix then has a norm of at most :math:`\text{limit}\sqrt{mn}`, attained by equal entries, while random signs have about
+    :math:`\text{limit}\,(\sqrt m+\sqrt n)`: the Lipschitz constant is bounded, and not chosen. Gradients are not touched.
+
+    :raises ValueError: if ``limit`` is not positive. Source: Arjovsky, Chintala and Bottou (2017), algorithm 1.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit must be positive, got {limit}")
+    for parameter in model.parameters():
+        parameter.clamp_(-limit, limit)
+    return model
