@@ -1,0 +1,1 @@
+"""The sky: a calendar of celestial events for any year and place, and the audit of a published one."""

@@ -1,0 +1,171 @@
+"""Tests of the calendar as a product: the reader's year, text, CSV, iCalendar, the command line and its refusals."""
+
+import csv
+import io
+import itertools
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from kexue import data
+from kexue.data import sky
+from kexue.sky import __main__ as command
+from kexue.sky import calendar as module
+from kexue.sky.calendar import calendar, default_ephemeris, describe, to_csv, to_ics, to_text, year_range, zone_of
+from kexue.sky.events import Event, tt_of
+from kexue.sky.kinds import GROUPS
+
+
+def test_a_year_is_a_local_one(ephemeris):
+    beijing, utc = (calendar(2020, zone, kinds=["phases", "nodes"]) for zone in ("Asia/Shanghai", "UTC"))
+    for events, zone in ((beijing, ZoneInfo("Asia/Shanghai")), (utc, UTC)):
+        assert {e.at(zone).year for e in events} == {2020}
+    t0, t1 = year_range(2020, zone_of("Asia/Shanghai"), ephemeris)
+    assert t0 == tt_of(ephemeris, datetime(2019, 12, 31, 16, tzinfo=UTC)) and abs(t1 - t0 - 366) < 1e-8
+
+
+def test_neighbouring_years_share_no_event_and_miss_none(ephemeris):
+    groups = ["phases", "apsides", "nodes"]
+    both = calendar(2019, "UTC", kinds=groups) + calendar(2020, "UTC", kinds=groups)
+    for e, later in itertools.pairwise(both):
+        assert e.utc < later.utc
+    moons = [e.utc for e in both if e.kind == "new moon"]
+    gaps = [(b - a) / timedelta(days=1) for a, b in itertools.pairwise(moons)]
+    assert min(gaps) > 29.2 and max(gaps) < 29.9
+
+
+@pytest.mark.parametrize("year", [1900, 2052])
+def test_first_and_last_year_are_whole(year):
+    events = calendar(year, "Pacific/Auckland")
+    assert len([e for e in events if e.kind in ("new moon", "first quarter", "full moon", "last quarter")]) in (49, 50, 51)
+    assert events[0].at(ZoneInfo("Pacific/Auckland")).month == 1 and events[-1].at(ZoneInfo("Pacific/Auckland")).month == 12
+
+
+def test_default_leaves_out_what_only_some_ask_for():
+    kinds = {e.kind for e in calendar(2027)}
+    assert "solar term" not in kinds and "elongation" not in kinds and "new moon" in kinds and "meteor shower" in kinds
+    assert {e.kind for e in calendar(2027, kinds=["terms"])} == {"solar term"}
+    assert calendar(2027, kinds=[]) == []
+
+
+def test_the_lunar_new_year_of_2027_is_known():
+    moons = [e.at(ZoneInfo("Asia/Shanghai")) for e in calendar(2027, kinds=["phases"]) if e.kind == "new moon"]
+    assert moons[1].strftime("%m-%d") == "02-06"  # the first day of the year of the goat
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: calendar(1899), "year must lie between 1900 and 2052.*got 1899"),
+        (lambda: calendar(2053), "year must lie between 1900 and 2052.*got 2053"),
+        (lambda: calendar(2020, "Asia/Peking"), "zone must be an IANA name.*got 'Asia/Peking'"),
+        (lambda: calendar(2020, "../etc"), "zone must be an IANA name"),
+        (lambda: calendar(2020, ""), "zone must be an IANA name"),
+        (lambda: calendar(2020, kinds=["phases", "comets"]), "kinds must be among phases, eclipses.*got comets"),
+    ],
+)
+def test_impossible_calendars_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def event(kind, bodies=("Moon",), value=None, unit="", note=""):
+    return Event(2459205.25, kind, bodies, datetime(2020, 12, 21, 18, 20, 59, tzinfo=UTC), value, unit, 12.0, note)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (event("new moon"), "new moon"),
+        (event("apogee", value=404580.2, unit="km"), "apogee 404580 km"),
+        (event("perihelion", ("Earth",), 0.98324, "au"), "perihelion 0.9832 au"),
+        (event("moon southernmost", value=-23.24, unit="deg"), "moon southernmost -23.2°"),
+        (event("march equinox", ("Sun",), 0.0, "deg"), "march equinox"),
+        (event("solar term", ("Sun",), 285.0, "deg"), "solar term 285°"),
+        (event("opposition", ("Mars",)), "Mars, opposition"),
+        (event("inferior conjunction", ("Venus",)), "Venus, inferior conjunction"),
+        (event("conjunction with sun", ("Saturn",)), "Saturn, conjunction with sun"),
+        (event("conjunction with moon", ("Mars", "Moon"), -2.31, "deg"), "Mars 2.3° S of Moon"),
+        (event("closest approach", ("Venus", "Spica"), 3.84, "deg"), "Venus 3.8° N of Spica"),
+        (event("greatest elongation", ("Mercury",), -27.8, "deg"), "Mercury, greatest elongation 27.8° W"),
+        (event("elongation", ("Venus",), 34.6, "deg"), "Venus, elongation 34.6° E"),
+        (event("lunar eclipse", value=0.8954, unit="penumbral magnitude", note="penumbral"), "penumbral lunar eclipse, magnitude 0.895"),
+        (event("solar eclipse", ("Sun", "Moon"), -0.29, "Earth radii", "total"), "total solar eclipse, gamma -0.290"),
+        (event("meteor shower", ("Lyrids",), 18.0, "per hour"), "Lyrids, 18 per hour"),
+    ],
+)
+def test_events_are_described_in_words(what, words):
+    assert describe(what) == words
+
+
+def test_text_is_local_and_rounded_to_the_minute():
+    assert to_text([event("new moon")], "Asia/Shanghai") == "2020-12-22 02:21 +0800  new moon\n"
+    assert to_text([], "UTC") == ""
+
+
+def test_csv_round_trips(year_2020):
+    rows = list(csv.DictReader(io.StringIO(to_csv(year_2020, "Asia/Shanghai"))))
+    assert len(rows) == len(year_2020)
+    for row, e in zip(rows, year_2020, strict=True):
+        assert abs(datetime.fromisoformat(row["local"]) - e.utc) < timedelta(seconds=1) and row["local"].endswith("+08:00")
+        assert row["kind"] == e.kind and tuple(row["bodies"].split("/")) == e.bodies and row["definition"] == e.definition
+        assert float(row["tt_jd"]) == pytest.approx(e.tt, abs=1e-6) and float(row["uncertainty_s"]) == pytest.approx(
+            e.uncertainty, abs=0.051
+        )
+        assert (row["value"] == "") == (e.value is None) and (e.value is None or float(row["value"]) == pytest.approx(e.value, rel=1e-6))
+
+
+def test_icalendar_obeys_its_rules(year_2020):
+    text = to_ics(year_2020)
+    assert text.startswith("BEGIN:VCALENDAR\r\nVERSION:2.0\r\n") and text.endswith("END:VCALENDAR\r\n")
+    assert "\n" not in text.replace("\r\n", "") and max(len(line.encode()) for line in text.split("\r\n")) <= 75
+    unfolded = text.replace("\r\n ", "").split("\r\n")
+    assert unfolded.count("BEGIN:VEVENT") == unfolded.count("END:VEVENT") == len(year_2020)
+    uids = [line for line in unfolded if line.startswith("UID:")]
+    assert len(set(uids)) == len(year_2020)
+    starts = [line.removeprefix("DTSTART:") for line in unfolded if line.startswith("DTSTART:")]
+    for start, e in zip(starts, year_2020, strict=True):
+        assert abs(datetime.strptime(start, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) - e.utc) <= timedelta(seconds=30)
+    summaries = [line.removeprefix("SUMMARY:").replace("\\,", ",") for line in unfolded if line.startswith("SUMMARY:")]
+    assert summaries == [describe(e) for e in year_2020]
+
+
+def test_command_line_prints_and_writes(tmp_path, capsys):
+    ics, table = tmp_path / "sky.ics", tmp_path / "sky.csv"
+    arguments = ["2027", "--zone", "Europe/Berlin", "--kinds", "phases, eclipses", "--ics", str(ics), "--csv", str(table)]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "2027-08-02 12:07 +0200  total solar eclipse, gamma 0.142\n" in printed.out
+    lines = printed.out.splitlines()
+    assert len(lines) == len(table.read_text().splitlines()) - 1 == ics.read_bytes().count(b"BEGIN:VEVENT")
+    assert ics.read_bytes().count(b"\r\n") == ics.read_bytes().count(b"\n")
+
+
+def test_command_line_refuses_in_one_line(tmp_path, capsys, monkeypatch):
+    for arguments, message in (
+        (["1899"], "year must lie between 1900 and 2052"),
+        (["2027", "--zone", "Mars/Olympus"], "got 'Mars/Olympus'"),
+        (["2027", "--kinds", "comets"], "got comets"),
+        (["2027", "--kinds", "seasons", "--csv", str(tmp_path / "no" / "file.csv")], "No such file"),
+    ):
+        assert command.main(arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and message in printed.err and printed.err.count("\n") == 1
+    default_ephemeris.cache_clear()
+    monkeypatch.setattr(sky, "_DE421", sky.Source("the ephemeris DE421", "not-there", "x", "--no-deps skyfield-data==7.0.0"))
+    assert command.main(["2027"]) == 2 and "pip install --no-deps skyfield-data==7.0.0" in capsys.readouterr().err
+    with pytest.raises(data.MissingData, match="ephemeris DE421"):
+        calendar(2027)
+    default_ephemeris.cache_clear()
+
+
+def test_module_runs_as_a_program():
+    command_line = [sys.executable, "-m", "kexue.sky", "2020", "--kinds", "seasons", "--zone", "UTC"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.splitlines()[0] == "2020-03-20 03:50 +0000  march equinox"
+
+
+def test_groups_are_those_that_are_named():
+    assert set(module._ON_REQUEST) < set(GROUPS)
