@@ -355,3 +355,7 @@ def test_refusals_of_shapes_name_the_argument():
         nll(f, g, y[:, :2])
     with pytest.raises(ValueError, match=r"mask must have the shape \(2, 3\) of emissions, got \(2, 2\)"):
         logits(f, g, mask=mask[:, :2])
+    with pytest.raises(ValueError, match=r"start must have a score for each of the 4 tags of emissions, got shape \(1,\)"):
+        logits(f, g, start=f[0, 0, :1])
+    with pytest.raises(ValueError, match=r"end must have a score for each of the 4 tags of emissions, got shape \(3,\)"):
+        logits(f, g, end=f[0, 0, :3])

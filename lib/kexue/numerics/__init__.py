@@ -1,7 +1,7 @@
 """Numerical ground floor: functions that several parts need and that go wrong quietly when written in one line.
 
 :mod:`~kexue.numerics.linear` has spectral norms, :mod:`~kexue.numerics.hessian` curvature, :mod:`~kexue.numerics.special` beta and
-polygamma functions. Everything public can be imported from here.
+polygamma functions; what is public there can be imported from here. :mod:`~kexue.numerics.semiring` multiplies matrices in log space.
 """
 
 from kexue.numerics.hessian import Eigen, hessian_operator, top_eigenvalue

@@ -127,8 +127,15 @@ def lookahead_logits(
     step. These are backward messages: the logits of a step contain all that follows. Zero under padding. Time O(TK²).
 
     :raises ValueError: if shapes or mask do not fit.
+
+    Source: Smith and Johnson (2007).
     """
     emissions, transitions, _, mask = _prepare(emissions, transitions, mask)
+    for name, scores in (("start", start), ("end", end)):
+        if scores is not None and scores.shape != emissions.shape[2:]:
+            raise ValueError(
+                f"{name} must have a score for each of the {emissions.shape[2]} tags of emissions, got shape {tuple(scores.shape)}"
+            )
     emissions = emissions.masked_fill(~mask[..., None], 0.0)
     last = torch.zeros_like(emissions[:, 0]) if end is None else end.to(emissions.dtype).expand_as(emissions[:, 0])
     logits = [emissions[:, -1] + last]
