@@ -422,7 +422,7 @@ def _sky_almanac() -> Callable[[], list[float]]:
     from skyfield import almanac, searchlib
 
     ephemeris = default_ephemeris()
-    kernel, scale = ephemeris._kernel, ephemeris.timescale
+    kernel, scale = ephemeris.kernel, ephemeris.timescale
     t0, t1 = (scale.tt_jd(t) for t in year_range(SKY[0], zone_of("UTC"), ephemeris))
     earth, sun, moon = (kernel[name] for name in ("earth", "sun", "moon"))
     outer = [kernel[f"{name} barycenter"] for name in ("jupiter", "saturn", "uranus", "neptune")]

@@ -25,7 +25,7 @@ def test_lunar_eclipses_of_2020_match_the_published_magnitudes(year_2020):
 @pytest.mark.parametrize(("t0", "t1"), DECADES)
 def test_lunar_eclipses_match_skyfield(ephemeris, t0, t1):
     scale = ephemeris.timescale
-    t, kind, details = eclipselib.lunar_eclipses(scale.tt_jd(t0), scale.tt_jd(t1), ephemeris._kernel)
+    t, kind, details = eclipselib.lunar_eclipses(scale.tt_jd(t0), scale.tt_jd(t1), ephemeris.kernel)
     ours = lunar_eclipses(ephemeris, t0, t1)
     assert len(ours) == len(t)
     for i, e in enumerate(ours):

@@ -15,7 +15,7 @@ MAS = 1 / 3.6e6  # degrees
 
 @pytest.mark.parametrize("body", ["Sun", "Moon", *PLANETS])
 def test_places_match_skyfield_with_full_nutation(ephemeris, body):
-    kernel, t = ephemeris._kernel, ephemeris.timescale.tt_jd(TT)
+    kernel, t = ephemeris.kernel, ephemeris.timescale.tt_jd(TT)
     name = body.lower() if body in ("Sun", "Moon", "Mercury", "Venus", "Mars") else f"{body.lower()} barycenter"
     apparent = kernel["earth"].at(t).observe(kernel[name]).apparent()
     ra, dec, _ = apparent.radec("date")
@@ -57,8 +57,8 @@ def test_a_frozen_star_lacks_twenty_years_of_precession(ephemeris):
 
 def test_separation_matches_skyfield_and_is_symmetric(ephemeris):
     t = ephemeris.timescale.tt_jd(TT)
-    observer = ephemeris._kernel["earth"].at(t)
-    venus, sun = (observer.observe(ephemeris._kernel[b]).apparent() for b in ("venus", "sun"))
+    observer = ephemeris.kernel["earth"].at(t)
+    venus, sun = (observer.observe(ephemeris.kernel[b]).apparent() for b in ("venus", "sun"))
     ours = ephemeris.separation("Venus", "Sun", TT)
     assert np.abs(ours - venus.separation_from(sun).degrees).max() < 2 * MAS
     assert np.array_equal(ours, ephemeris.separation("Sun", "Venus", TT))
@@ -73,7 +73,7 @@ def test_small_and_large_angles_keep_their_digits():
 
 def test_geometric_distance_is_that_of_one_instant(ephemeris):
     t = ephemeris.timescale.tt_jd(TT)
-    expected = (ephemeris._kernel["moon"] - ephemeris._kernel["earth"]).at(t).distance().km
+    expected = (ephemeris.kernel["moon"] - ephemeris.kernel["earth"]).at(t).distance().km
     ours = ephemeris.geometric_distance("Earth", "Moon", TT)
     assert np.abs(ours - expected).max() < 1e-5
     assert np.array_equal(ours, ephemeris.geometric_distance("Moon", "Earth", TT))

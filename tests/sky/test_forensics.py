@@ -83,8 +83,8 @@ def test_light_time_adds_the_way_of_the_earth(ephemeris):
     geometric = ephemeris.geometric_distance("Earth", "Moon", t)
     extra = light_time_distance(ephemeris, t) - geometric
     to_moon = ephemeris.geometric("Earth", "Moon", t) / geometric
-    velocity = (ephemeris._kernel["earth"].at(ephemeris.times(t)).velocity.km_per_s * to_moon).sum(0)
-    moon = (ephemeris._kernel["moon"].at(ephemeris.times(t)).velocity.km_per_s * to_moon).sum(0)
+    velocity = (ephemeris.kernel["earth"].at(ephemeris.times(t)).velocity.km_per_s * to_moon).sum(0)
+    moon = (ephemeris.kernel["moon"].at(ephemeris.times(t)).velocity.km_per_s * to_moon).sum(0)
     light_time = geometric / 299792.458
     assert np.abs(extra + moon * light_time).max() < 0.01  # the Moon stood elsewhere when its light left, in axes that rest
     assert 25 < np.abs(velocity * light_time).max() < 45

@@ -69,7 +69,7 @@ def test_apsides_match_published_almanacs(year_2020):
 
 def test_nodes_match_skyfield(ephemeris, year_2020):
     scale = ephemeris.timescale
-    t, up = almanac.find_discrete(scale.utc(2019, 12, 31, 16), scale.utc(2020, 12, 31, 16), almanac.moon_nodes(ephemeris._kernel))
+    t, up = almanac.find_discrete(scale.utc(2019, 12, 31, 16), scale.utc(2020, 12, 31, 16), almanac.moon_nodes(ephemeris.kernel))
     ours = of_kind(year_2020, "ascending node", "descending node")
     assert [e.kind == "ascending node" for e in ours] == (up == 1).tolist()
     assert np.abs(np.array([e.tt for e in ours]) - t.tt).max() * 86400 < 60  # skyfield's latitude there is of the same frame
@@ -91,7 +91,7 @@ def test_seasons_and_terms_match_skyfield_and_astronomy_engine(ephemeris, year_2
 
 
 def test_conjunctions_with_the_sun_match_skyfield(ephemeris, year_2020):
-    scale, kernel = ephemeris.timescale, ephemeris._kernel
+    scale, kernel = ephemeris.timescale, ephemeris.kernel
     kinds = ("inferior conjunction", "superior conjunction", "conjunction with sun", "opposition")
     for body, name in (("Mercury", "mercury"), ("Venus", "venus"), ("Mars", "mars"), ("Saturn", "saturn barycenter")):
         t, side = almanac.find_discrete(
@@ -174,7 +174,7 @@ def test_meteor_peaks_stand_at_their_solar_longitudes(ephemeris, year_2020):
         assert solar_longitude_j2000(ephemeris, np.array([row.tt]))[0] == pytest.approx(SHOWERS[row.bodies[0]][0], abs=1e-6)
         assert row.value == SHOWERS[row.bodies[0]][1]
     t = ephemeris.timescale.tt_jd(2458900.0)
-    _, lon, _ = (ephemeris._kernel["sun"] - ephemeris._kernel["earth"]).at(t).frame_latlon(ecliptic_J2000_frame)
+    _, lon, _ = (ephemeris.kernel["sun"] - ephemeris.kernel["earth"]).at(t).frame_latlon(ecliptic_J2000_frame)
     assert abs(solar_longitude_j2000(ephemeris, np.array([2458900.0]))[0] - lon.degrees) < 0.1 / 3600
 
 

@@ -92,6 +92,8 @@ def angle_between(u: Float[np.ndarray, "3 #times"], v: Float[np.ndarray, "3 #tim
 class Ephemeris:
     """Apparent places and geometric distances from an ephemeris file, by default the DE421 of the package skyfield-data.
 
+    ``kernel`` and ``timescale`` are Skyfield's own objects, for what this class does not offer.
+
     Raises :class:`~kexue.data.MissingData` if that package is missing. Times outside the file raise ValueError, unknown bodies too.
     """
 
@@ -99,14 +101,14 @@ class Ephemeris:
         from skyfield.api import load
         from skyfield.jpllib import SpiceKernel
 
-        self._kernel = SpiceKernel(str(path or ephemeris_path()))
+        self.kernel = SpiceKernel(str(path or ephemeris_path()))
         self.timescale = load.timescale(builtin=True)
         self._remembered: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
 
     @cached_property
     def range_tt(self) -> tuple[float, float]:
         """First and last Julian date (TT) that every segment of the file covers."""
-        segments = [segment.spk_segment for segment in self._kernel.segments]
+        segments = [segment.spk_segment for segment in self.kernel.segments]
         return max(float(s.start_jd) for s in segments), min(float(s.end_jd) for s in segments)
 
     def times(self, tt: Float[np.ndarray, " times"]) -> Any:
@@ -131,7 +133,7 @@ class Ephemeris:
 
     def _place(self, body: str, tt: Float[np.ndarray, " times"]) -> Place:
         t = self.times(tt)
-        astrometric = self._once("observer", tt, lambda: self._kernel["earth"].at(t)).observe(self._target(body))
+        astrometric = self._once("observer", tt, lambda: self.kernel["earth"].at(t)).observe(self._target(body))
         apparent = astrometric.apparent(deflectors=_SUN_ONLY)
         xyz = np.einsum("ijk,jk->ik", t.M, apparent.xyz.km)
         distance = np.linalg.norm(xyz, axis=0)
@@ -175,7 +177,7 @@ class Ephemeris:
     def _solar_system(self, body: str) -> Any:
         if body not in _SEGMENTS:
             raise ValueError(f"body must be one of {', '.join([*_SEGMENTS, *STARS])}, got {body!r}")
-        return self._kernel[_SEGMENTS[body]]
+        return self.kernel[_SEGMENTS[body]]
 
     def _star(self, star: str) -> StarPlace:
         if star not in STARS:

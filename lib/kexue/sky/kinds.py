@@ -19,7 +19,7 @@ __all__ = ["GROUPS", "SHOWERS", "longitude_difference", "right_ascension_differe
 
 BRIGHT = PLANETS[:5]
 CLOSE = 7.0  # degrees: farther approaches are not worth a line
-SHOWERS = {  # solar longitude of J2000 in degrees and zenithal hourly rate at the peak: IMO Meteor Shower Calendar 2020
+SHOWERS = {  # solar longitude of J2000 in degrees and zenithal hourly rate at the peak, as reported of the IMO calendar 2020
     "Quadrantids": (283.16, 110),
     "Lyrids": (32.32, 18),
     "eta Aquariids": (45.5, 50),
