@@ -130,3 +130,15 @@ def test_wrong_numbers_are_refused():
         two_part_lengths([], {})
     with pytest.raises(ValueError, match="merges use 'a' 3 times, there are 2"):
         two_part_lengths([("a", "b", 3, 0.0, 5, 1.0)], {"a": 2, "b": 3})
+
+
+@given(
+    st.lists(st.integers(1, 10**6), min_size=2, max_size=6),
+    st.floats(0.0, 1.0),
+    st.floats(1.0, 50.0),
+)
+def test_law_a_merge_saves_more_than_its_information_minus_one_nat(counts, share, room):
+    m = 1 + round(share * (min(counts) - 1))
+    total = float(round(room * sum(counts)))
+    saving, first_order = merge_gain(total, counts, m), m * (pmi(total, counts, m) - 1)
+    assert saving - first_order > -1e-12 * (abs(saving) + m)  # the surplus is positive; rounding may hide a tiny one

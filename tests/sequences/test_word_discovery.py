@@ -134,3 +134,10 @@ def test_wrong_arguments_are_refused():
     for bad in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"min_proba must be in \[0, 1\)"):
             pruned_vocabulary(["ab"], min_proba=bad)
+
+
+def test_the_packages_shortest_path_is_not_optimal(package):
+    graph = package.DAG(5)
+    graph[0, 4] = graph[3, 5] = -1.0  # the words 甲乙丙丁 and 丁戊 in 甲乙丙丁戊
+    found = [tuple(edge) for edge in graph.optimal_path()]
+    assert found == [(0, 1), (1, 2), (2, 3), (3, 5)]  # three unknown characters, where (0, 4), (4, 5) has one

@@ -6,7 +6,7 @@ the saving is exactly
 
 .. math:: L-L'=m\,\mathrm{PMI}-\psi(N,m)+\psi(n_a,m)+\psi(n_b,m),\qquad\mathrm{PMI}=\log\frac{mN}{n_an_b},
 
-and :math:`\psi(n,m)=-m+m^2/2n+\dots`, so to first order a merge pays if the mutual information exceeds 1 nat.
+and :math:`\psi(n,m)=-m+m^2/2n+\dots`, so a merge pays if the mutual information is at least 1 nat, and to first order only then.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def code_length(counts: Int[np.ndarray, " words"] | Float[np.ndarray, " words"] 
 def two_part_lengths(merges: Sequence[tuple], characters: Mapping[str, int]) -> Float[np.ndarray, " steps"]:
     r"""Length of text *and* dictionary before the first and after each merge, in nats: what a receiver who knows only the characters needs.
 
-    To the code length is added, for each token in use, the cost of spelling it, :math:`\sum_{c\in w}\log(1/p_c)` with the characters'
-    frequencies
-    :math:`p_c`, and of its count, :math:`	frac12\log N`. A token that its merges have used up leaves the dictionary.
+    To the code length is added, for each token in use, the cost of spelling it, :math:`\sum_{c\in w}\log(1/p_c)` with the frequencies
+    :math:`p_c` of the characters, and of its count, :math:`\tfrac12\log N`. A token that its merges have used up leaves the dictionary.
 
     :param merges: the ``history`` of an :class:`~kexue.sequences.merging.EntropyMerger`.
     :param characters: counts of the characters of the text before any merge.

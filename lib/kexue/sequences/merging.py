@@ -2,8 +2,7 @@ r"""Tokenizers that grow words by merging the best pair of neighbours, for three
 
 With N tokens, counts :math:`n_a,n_b` and m places where a stands before b: ``"frequency"`` takes the largest m (byte-pair encoding on
 characters), ``"pmi"`` the largest :math:`m/(n_an_b)` (WordPiece as commonly implemented), ``"entropy"`` the largest exact saving of code
-length,
-:func:`~kexue.sequences.entropy_words.merge_gain`.
+length, :func:`~kexue.sequences.entropy_words.merge_gain`.
 """
 
 from __future__ import annotations

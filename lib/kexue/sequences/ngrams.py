@@ -2,10 +2,8 @@ r"""Exact counts of all n-grams of a text, by sorting instead of hashing.
 
 Give every character of the alphabet a number of b bits and pack the characters at positions :math:`t,\dots,t+n-1` into one integer. Sorting
 these N integers sorts the suffixes of the text, truncated to n characters, so equal n-grams become neighbours, and so do equal m-grams
-for every m < n, because they are prefixes. One sort therefore counts all orders at once: a count is the length of a run. Runs of
-separators are numbered 0 and no n-gram contains one.
-
-For a text larger than memory, count parts and add: the counts are additive as long as a part ends where a line ends.
+for every m < n, because they are prefixes. One sort therefore counts all orders at once: a count is the length of a run. Separators
+have the number 0 and no n-gram contains one. Counts of parts add up as long as a part ends where a line ends.
 """
 
 from __future__ import annotations
@@ -39,10 +37,10 @@ class EncodedText(NamedTuple):
 
 
 class NGrams:
-    """The distinct n-grams of one order in lexicographic order of their numbers, which is the order of code points.
+    """The distinct n-grams of one order in the order of their code points.
 
     ``alphabet`` holds the characters, ``ids`` (n-grams by order) the numbers of each n-gram's characters from 1, and ``counts`` how often
-    it occurs. The numbers may be packed, ``codes``, with so many bits each; they are unpacked when they are asked for.
+    it occurs. Numbers may be given packed, (codes, order, bits each), and are unpacked when asked for.
     """
 
     def __init__(
@@ -95,8 +93,7 @@ def encode_text(lines: Iterable[str], *, keep: str = WORD_CHARACTER) -> EncodedT
     except re.error as error:
         raise ValueError(f"keep must be a regular expression, got {keep!r}: {error}") from error
     lines = list(lines)
-    text = "".join(f"{line}\n" for line in lines)
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    points = np.frombuffer("".join(f"{line}\n" for line in lines).encode("utf-32-le", "surrogatepass"), dtype="<u4")
     present = np.zeros(_CODE_POINTS, dtype=bool)
     present[points] = True
     kept = [c for c in map(chr, np.flatnonzero(present).tolist()) if c != "\n" and pattern.fullmatch(c)]
@@ -112,9 +109,8 @@ def encode_text(lines: Iterable[str], *, keep: str = WORD_CHARACTER) -> EncodedT
 def ngram_counts(text: EncodedText, order: int, *, min_count: int = 1) -> list[NGrams]:
     """Count every n-gram of kept characters, for n = 1, ..., ``order``, exactly.
 
-    Overlapping occurrences all count. An n-gram never crosses a separator. Time: one sort of as many integers as there are positions, while
-    ``order`` times the bits of the alphabet fit into 63 (four characters of up to 32767, twelve of up to 31); beyond that a sort by
-    several keys.
+    Overlapping occurrences all count. Time: one sort of as many integers as there are positions, while ``order`` times the bits of the
+    alphabet fit into 63 (four characters of up to 32767, twelve of up to 31); beyond that a sort by several keys.
 
     :param min_count: drop n-grams that are rarer; 1 keeps all.
     :raises ValueError: if ``order`` or ``min_count`` is below 1.
@@ -140,15 +136,12 @@ def find_ngrams(table: NGrams, ids: Int[np.ndarray, "rows order"]) -> Int[np.nda
 
 
 def ngram_counts_dask(bag: Any, order: int, *, min_count: int = 1, keep: str = WORD_CHARACTER) -> list[NGrams]:
-    """The same for a ``dask.bag.Bag`` of lines that need not fit into memory: partitions are counted where they are, counts are added in
-    a tree.
+    """The same for a ``dask.bag.Bag`` of lines that need not fit into memory: parts are counted where they are and added in a tree.
 
-    Equal to :func:`ngram_counts` on all lines: n-grams do not cross lines, and a bag is cut between lines.
-    ``min_count`` can only be applied at the end: an n-gram that is rare in each part may be frequent in the whole. What must fit
-    into memory is the table of distinct n-grams.
+    Equal to :func:`ngram_counts` on all lines, since a bag is cut between lines. ``min_count`` is applied at the end: an n-gram that is
+    rare in each part may be frequent in the whole. What must fit into memory is the table of distinct n-grams.
 
-    :raises ValueError: if ``order`` or ``min_count`` is below 1.
-    :raises TypeError: if ``bag`` is not a bag.
+    :raises ValueError, TypeError: if ``order`` or ``min_count`` is below 1, or ``bag`` is not a bag.
     """
     _at_least_one("order", order)
     _at_least_one("min_count", min_count)
@@ -251,8 +244,7 @@ def _add(parts: Iterable[list[NGrams]]) -> list[NGrams]:
     number = {c: i for i, c in enumerate(alphabet, 1)}
     total = []
     for tables in zip(*parts, strict=True):
-        renumbered = [np.array([number[c] for c in table.alphabet], dtype=np.int32)[table.ids - 1] for table in tables]
-        stacked = np.concatenate(renumbered)
+        stacked = np.concatenate([np.array([number[c] for c in table.alphabet], dtype=np.int32)[table.ids - 1] for table in tables])
         weights = np.concatenate([table.counts for table in tables])
         total.append(_runs(list(stacked.T), weights, alphabet, 1)[-1])
     return total

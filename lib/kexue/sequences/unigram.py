@@ -1,8 +1,7 @@
 r"""Segmentation by a unigram model: the most probable words, the sum over all segmentations, and maximum likelihood without labels.
 
 Given probabilities :math:`p(w)`, a string has the likelihood :math:`Z=\sum\prod_ip(w_i)` over all its segmentations, and the best
-segmentation maximizes
-:math:`\prod_ip(w_i)`. Both are one recursion over the end of the last word, with a sum and with a maximum:
+segmentation maximizes :math:`\prod_ip(w_i)`. Both are one recursion over the end of the last word, with a sum and with a maximum:
 :math:`\alpha_t=\log\sum_\ell\exp(\alpha_{t-\ell}+\log p(x_{t-\ell+1..t}))`. The gradient of :math:`\log Z` with respect to
 :math:`\log p(w)` is the expected number of times w is used, which is the E step of EM.
 

@@ -54,9 +54,7 @@ def cut(lines: Sequence[str], starts: Bool[np.ndarray, " positions"]) -> list[li
     return segmented
 
 
-def words_found(
-    text: EncodedText, predicted: Bool[np.ndarray, " positions"], gold: Bool[np.ndarray, " marks"]
-) -> Int64[Tensor, "lines 3"]:
+def words_found(text: EncodedText, predicted: Bool[np.ndarray, " positions"], gold: Bool[np.ndarray, " marks"]) -> Int64[Tensor, "lines 3"]:
     """For each line of ``text``: how many words are correct, how many predicted, and how many are in the gold segmentation.
 
     The table is what :func:`~kexue.sequences.segmentation.span_scores` and :func:`~kexue.sequences.segmentation.bootstrap_f1` take.
