@@ -211,6 +211,30 @@ def test_padding_does_not_matter_whatever_it_holds():
         assert grad.isfinite().all() and (grad[~p["mask"]] == 0).all()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_nan_under_padding_reaches_neither_differentiable_marginals_nor_second_derivatives(shared):
+    f = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    g = torch.randn(*((3, 3) if shared else (2, 3, 3, 3)), generator=torch.Generator().manual_seed(1)).double()
+    f[1, 2:] = torch.nan
+    if not shared:
+        g[1, 1:] = torch.nan
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    expected = marginals(f, g, mask=mask)
+    f.requires_grad_(), g.requires_grad_()
+    found = marginals(f, g, mask=mask)
+    torch.testing.assert_close(found.node, expected.node)
+    torch.testing.assert_close(found.edge, expected.edge)
+    first = torch.autograd.grad(log_partition(f, g, mask=mask).sum(), f, create_graph=True)[0]
+    for squares in (found.node.square().sum(), first.square().sum()):
+        by_f, by_g = torch.autograd.grad(squares, (f, g))
+        assert by_f.isfinite().all() and by_g.isfinite().all() and by_f[1, 2:].eq(0).all()
+
+
+def test_differentiable_marginals_refuse_nan_as_the_others_do():
+    with pytest.raises(ValueError, match="finite or -inf"):
+        marginals(torch.full((1, 2, 2), torch.nan, requires_grad=True), torch.zeros(2, 2))
+
+
 def test_a_batch_equals_its_sequences_one_by_one():
     p = problem(17, batch=6, time=7)
     lengths = p["mask"].sum(1).tolist()

@@ -37,7 +37,7 @@ def log_matmul(a: Float[Tensor, "*batch rows inner"], b: Float[Tensor, "*batch i
 
     Rows of A and columns of B are divided by their largest term, multiplied as ordinary matrices and put back: the exponentials of
     :math:`rk+kc` numbers, not of :math:`rkc`. An entry whose sum is so small that terms may have been lost is computed again term by
-    term, with the rest of its matrix. So every entry has a relative error (of :math:`e^C`) of a few ulps, whatever the range of A and B.
+    term, with the rest of its matrix. So every entry is as exact as the sum term by term, whatever the range of A and B.
     :math:`-\infty` is allowed, its gradient is 0. Differentiable, also twice.
 
     >>> log_matmul(torch.zeros(2, 3), torch.zeros(3, 2)).exp()

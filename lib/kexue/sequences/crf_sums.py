@@ -69,7 +69,8 @@ def path_score(
 ) -> Float[Tensor, " batch"]:
     r"""Score :math:`S(y)` of one tag path per sequence, :math:`-\infty` if the path is forbidden.
 
-    :raises ValueError: as in :func:`log_partition`, or if a tag outside the padding is not in 0..K-1.
+    :raises ValueError: if shapes do not fit, a batch or sequence is empty, padding is not on the right, or a tag outside the padding is
+        not in 0..K-1. Scores are not searched for nan: it is passed on.
     """
     f, g, s, e = prepare(emissions, transitions, start, end)
     lengths = check_lengths(f, g, mask)
@@ -96,7 +97,7 @@ def sequence_nll(
 ) -> Float[Tensor, " batch"]:
     r"""Negative log-likelihood :math:`\log Z-S(y)` of the given tags: nonnegative, convex in all scores.
 
-    :raises ValueError: as in :func:`path_score`, or if a given path is forbidden: its loss would be infinite.
+    :raises ValueError: as in :func:`log_partition` and :func:`path_score`, or if a given path is forbidden: its loss would be infinite.
     """
     options = {"mask": mask, "start": start, "end": end}
     score = path_score(emissions, transitions, tags, **options)
@@ -124,11 +125,12 @@ def marginals(
     f, g, s, e = inputs
     batch, time, size = f.shape
     every = g.expand(batch, time - 1, size, size)
+    with torch.no_grad():
+        lattice, order = build_lattice(f, every, s, e, lengths)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         f, every = (x if x.requires_grad else x.detach().requires_grad_() for x in (f, every))
         total = plain_log_partition(f, every, s, e, lengths).sum()
         return Marginals(*torch.autograd.grad(total, (f, every), create_graph=True, materialize_grads=True))
-    lattice, order = build_lattice(f, every, s, e, lengths)
     result = _lattice.sums(lattice, gradient=True)
     back = order.argsort()
     return Marginals(result.node.transpose(0, 1)[back], result.edge.transpose(0, 1)[back])
@@ -158,11 +160,14 @@ def entropy(
 
 def plain_log_partition(f: Tensor, g: Tensor, s: Tensor, e: Tensor, lengths: Tensor) -> Tensor:
     """The forward recursion as the paper has it, with a graph over time: for derivatives of the gradient."""
+    alive = torch.arange(f.shape[1], device=f.device) < lengths[:, None]
+    f = torch.where(alive[:, :, None], f, 0)  # padding may be nan, and its gradient would be too
+    g = g if g.dim() == 2 else torch.where(alive[:, 1:, None, None], g, 0)
     alpha = s + f[:, 0]
     for t in range(1, f.shape[1]):
         step = g if g.dim() == 2 else g[:, t - 1]
         after = safe_logsumexp(alpha[:, :, None] + step, 1) + f[:, t]
-        alpha = torch.where((t < lengths)[:, None], after, alpha)
+        alpha = torch.where(alive[:, t, None], after, alpha)
     return safe_logsumexp(alpha + e, 1)
 
 
