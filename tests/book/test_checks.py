@@ -57,7 +57,7 @@ def good(slug=SLUG, prefix="claim"):
         new_code_cell(checks.PARAMETERS, metadata={"tags": ["parameters"]}),
         new_code_cell(checks.SETUP.replace("SLUG", slug), metadata={"tags": ["setup"]}),
         new_markdown_cell(PROSE),
-        new_code_cell("import matplotlib.pyplot as plt\nplt.show()", metadata={"mystnb": figure}, outputs=[picture()]),
+        new_code_cell("import matplotlib.pyplot as plt\nplt.show()", metadata={"mystnb": figure, "tags": ["card"]}, outputs=[picture()]),
         new_code_cell(
             "\n".join(f'ch.claim("{name}", "It is so.", 1, "<", 2)' for name in names),
             outputs=[*map(claim, names), glued("random-angles-angle")],
@@ -177,6 +177,12 @@ DEFECTS = {
     "no alt text": (lambda n: n.cells[FIGURE].metadata.mystnb.pop("image"), 5, "a figure without alt text"),
     "file name as alt text": (mystnb("image", alt="the file called a.png"), 5, "a figure without alt text"),
     "short alt text": (mystnb("image", alt="A figure."), 5, "a figure without alt text"),
+    "no card": (lambda n: n.cells[FIGURE].metadata.update(tags=[]), 0, "no single picture for the chapter's card"),
+    "card in the wrong place": (
+        lambda n: n.cells[FIGURE].metadata.mystnb.update(tags=n.cells[FIGURE].metadata.pop("tags")),
+        0,
+        "no single picture for the chapter's card",
+    ),
     "no caption": (mystnb("figure", caption=""), 5, "a figure without name or caption"),
     "two figures": (output(FIGURE, picture()), 5, "2 figures in one cell"),
     "figure label": (

@@ -38,7 +38,7 @@ AXE_OPTIONS = {
     },
 }
 CUT_FORMULAS = """() => {
-  const edge = document.querySelector("article").getBoundingClientRect().right + 1;
+  const edge = (document.querySelector("article") || document.body).getBoundingClientRect().right + 1;
   const formulas = [...document.querySelectorAll("article span.math mjx-container")];
   return formulas.filter((one) => !one.closest("table, .output") && one.getBoundingClientRect().right > edge).length;
 }"""

@@ -121,9 +121,16 @@ def _whole(path: Path, notebook: NotebookNode, book: _Book) -> Iterator[tuple[st
         yield f"code cell {wrong} of {len(code)} was not run in order", "execute the whole chapter: python -m kexue.book execute"
     else:
         yield from _recorded(notebook, book)
+    if sum(_is_card(cell) for cell in code) != 1:
+        yield "no single picture for the chapter's card", "tag the cell of one figure 'card' (in tags, not in mystnb)"
     size = sum(len(json.dumps(cell.outputs, ensure_ascii=False).encode()) for cell in code)
     if size > MAX_BYTES:
         yield f"outputs of {size / 1e6:.2f} MB", "stay under 1 MB: fewer or smaller figures, fewer slider frames"
+
+
+def _is_card(cell: NotebookNode) -> bool:
+    """Whether the landing page takes its picture of the chapter from this cell."""
+    return "card" in cell.metadata.get("tags", []) and any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
 def _out_of_order(notebook: NotebookNode) -> int | None:
