@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kexue.sequences import _lattice, crf_sums
+from kexue.sequences import _lattice, _lattice_tree, crf_sums
 from kexue.sequences.crf import LinearChainCRF, entropy, log_partition, marginals, path_score, sequence_nll
 from torch.autograd import gradcheck, gradgradcheck
 
 DOUBLE = {"dtype": torch.float64}
 INF = float("inf")
-FORMS = [_lattice.scaled, _lattice.log_space, _lattice.scan]
+FORMS = [_lattice.scaled, _lattice.log_space, _lattice_tree.scan, _lattice_tree.scan_logs]
 
 
 def problem(seed, batch=3, time=4, tags=3, *, shared=True, spread=1.0, forbidden=0.0, dtype=torch.float64):
@@ -289,20 +289,46 @@ def test_a_hill_between_two_valleys(steps, depth):
     f[0, :steps, 1] = f[0, -steps:, 1] = -depth
     f[0, 5:55, 1] = 20.0
     g = torch.tensor([[0.0, -INF], [-INF, 0.0]])
-    assert _lattice._SUM_SCAN[0] > 60  # so the scaled form is the one that runs
+    assert crf_sums._SCAN[0] > 60  # so the scaled form is the one that runs
     torch.testing.assert_close(log_partition(f, g), torch.tensor([1000 - 2 * steps * depth]))
     torch.testing.assert_close(marginals(f, g).node[0, :, 1], torch.ones(60))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_tree_of_ordinary_matrices_is_exact_up_to_its_limit_and_not_taken_beyond(shared):
+    """Scores of two values only, as far apart as the limit allows: every product is as uneven as the bound says it can be."""
+    limit = -math.log(torch.finfo(torch.float32).tiny) / 6  # twice (2 R + r) with R = r
+    generator = torch.Generator().manual_seed(5)
+    shape = (3, 3) if shared else (199, 2, 3, 3)
+    f, g = (torch.randint(2, s, generator=generator).float() for s in ((200, 2, 3), shape))
+    lengths = torch.tensor([200, 140])
+    alive = torch.arange(200)[:, None] < lengths
+    g = g if shared else g.masked_fill(~alive[1:, :, None, None], 0)
+    counts = _lattice.count_active(lengths, 200)
+    for share, narrow in ((0.99, True), (1.01, False)):
+        lattice = _lattice.Lattice(f.masked_fill(~alive[..., None], 0) * limit * share, g * limit * share, lengths, counts, alive)
+        assert _lattice_tree.is_narrow(lattice) is narrow
+        exact = lattice._replace(emissions=lattice.emissions.double(), transitions=lattice.transitions.double())
+        expected = _lattice.log_space(exact, gradient=True)
+        for gradient in (True, False):
+            found = _lattice_tree.scan_products(lattice, gradient=gradient)
+            torch.testing.assert_close(found.log_z.double(), expected.log_z, rtol=1e-6, atol=0)
+        found = _lattice_tree.scan_products(lattice, gradient=True)
+        torch.testing.assert_close(found.node.double(), expected.node, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.edge.double(), expected.edge, rtol=1e-5, atol=1e-5)
+    forbidden = lattice._replace(transitions=torch.where(g == 0, -INF, g))
+    assert not _lattice_tree.is_narrow(forbidden) and not _lattice_tree.is_narrow(lattice._replace(emissions=f.where(f == 0, -INF)))
 
 
 def test_ten_thousand_steps_in_single_precision():
     generator = torch.Generator().manual_seed(0)
     f, g = torch.randn(2, 10_000, 5, generator=generator), torch.randn(5, 5, generator=generator)
     lattice, _ = crf_sums.build_lattice(f.double(), g.double(), *torch.zeros(2, 5, **DOUBLE), torch.tensor([10_000, 10_000]))
-    expected = _lattice.scan(lattice, gradient=True)
+    expected = _lattice_tree.scan(lattice, gradient=True)
     with torch.no_grad():
         torch.testing.assert_close(log_partition(f, g).double(), expected.log_z, rtol=1e-6, atol=0)
     single, _ = crf_sums.build_lattice(f, g, *torch.zeros(2, 5), torch.tensor([10_000, 10_000]))
-    for form in (_lattice.scaled, _lattice.scan):
+    for form in (_lattice.scaled, _lattice_tree.scan):
         torch.testing.assert_close(form(single, gradient=True).node.double(), expected.node, rtol=0, atol=1e-4)
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["log_eye", "log_matmul", "max_matmul", "safe_logsumexp", "tree_levels", "tree_states"]
+
+_AT_ONCE = 2**17  # sums of two scores held at once: what fits into a cache
 
 
 def log_eye(size: int, *, like: Float[Tensor, " *shape"]) -> Float[Tensor, "size size"]:
@@ -58,10 +61,13 @@ def log_matmul(a: Float[Tensor, "*batch rows inner"], b: Float[Tensor, "*batch i
 
 def max_matmul(a: Float[Tensor, "*batch rows inner"], b: Float[Tensor, "*batch inner cols"]) -> Float[Tensor, "*batch rows cols"]:
     r"""Matrix product in the semiring (max, +): :math:`C_{ij}=\max_k(A_{ik}+B_{kj})`."""
-    best = a[..., :, :1] + b[..., :1, :]
-    for k in range(1, a.shape[-1]):  # one term after another: many times faster than a reduction over a short inner axis
-        best = torch.maximum(best, a[..., :, k : k + 1] + b[..., k : k + 1, :])
-    return best
+    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    # the stack goes last, where it is long: many times faster than a reduction between two short axes
+    x, y = (m.expand(*shape, *m.shape[-2:]).reshape(-1, *m.shape[-2:]).permute(1, 2, 0).contiguous() for m in (a, b))
+    width = max(1, _AT_ONCE // (x.shape[0] * x.shape[1] * y.shape[1]))
+    parts = zip(x.split(width, 2), y.split(width, 2), strict=True)
+    best = torch.cat([(left[:, :, None] + right).amax(1) for left, right in parts], 2)
+    return best.permute(2, 0, 1).reshape(*shape, *best.shape[:2])
 
 
 def tree_levels(op: Callable[[Tensor, Tensor], Tensor], factors: Tensor) -> list[Tensor]:

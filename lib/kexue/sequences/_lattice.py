@@ -1,4 +1,4 @@
-r"""The three recursions behind a linear-chain CRF, each with its gradient, without a graph of ``time`` nodes.
+r"""Two of the recursions behind a linear-chain CRF, each with its gradient, without a graph of ``time`` nodes.
 
 All work on one layout, :class:`Lattice`: time first, sequences sorted by falling length, so that at step t the first ``active[t]`` rows are
 those still running and padding costs nothing. Start and end scores are part of the first and last emissions. Each recursion returns
@@ -8,7 +8,7 @@ the gradients, so the backward pass is a multiplication.
 *Scaled* multiplies ordinary matrices and divides by the sum at every step. What such a recursion rounds to zero can matter later: a
 state :math:`e^{-100}` below the best is all that is left when the best one cannot go on. The backward recursion tells: it is kept an upper
 bound, so :math:`\hat\beta_t/c_t` limits what a lost unit could have become. Sequences for which that is not negligible are done again
-in log space. *Log* is exact and slower; *scan* is the same by a tree over time, for few tags and long sequences.
+in log space. *Log* is exact and slower. The third form, a tree over time, is in :mod:`kexue.sequences._lattice_tree`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kexue.numerics.semiring import log_eye, log_matmul, safe_logsumexp, tree_levels, tree_states
+from kexue.numerics.semiring import safe_logsumexp
 
 __all__: list[str] = []
 
 _CHUNK = 2**20  # edge scores handled at once
-_SUM_SCAN = (128, 3000)  # from so many steps, and up to so much batch * tags^3 per step, the tree is faster: measured on two CPU cores
 
 
 class Lattice(NamedTuple):
@@ -62,17 +61,6 @@ def count_active(lengths: Tensor, time: int) -> list[int]:
     """How many of the sequences are longer than t, for t below ``time``."""
     ended = torch.bincount(lengths, minlength=time + 1).cumsum(0)
     return (len(lengths) - ended)[:time].tolist()
-
-
-def prefers_scan(lattice: Lattice, least_time: int, most_work: int) -> bool:
-    """Whether the tree over time is the faster form."""
-    time, batch, tags = lattice.emissions.shape
-    return time >= least_time and batch * tags**3 <= most_work
-
-
-def sums(lattice: Lattice, *, gradient: bool) -> Sums:
-    """Sums over paths, with their gradients, by the form that suits the size."""
-    return (scan if prefers_scan(lattice, *_SUM_SCAN) else scaled)(lattice, gradient=gradient)
 
 
 def scaled(lattice: Lattice, *, gradient: bool) -> Sums:
@@ -159,23 +147,6 @@ def log_alphas(lattice: Lattice) -> Tensor:
         n = active[t]
         alpha[t, :n] = _level(torch.logsumexp(alpha[t - 1, :n, :, None] + lattice.edge_scores(t), 1) + f[t, :n])
     return alpha
-
-
-def scan(lattice: Lattice, *, gradient: bool) -> Sums:
-    """All prefixes and suffixes of the product of the steps' matrices by a balanced tree, then every step at once."""
-    f = lattice.emissions
-    if len(f) == 1:
-        return _collect(lattice, _level(f), torch.zeros_like(f) if gradient else None)
-    step = lattice.transitions + f[1:, :, None, :]
-    if lattice.alive is not None:
-        step = torch.where(lattice.alive[1:, :, None, None], step, log_eye(f.shape[2], like=f))
-    levels = tree_levels(lambda a, b: _level(log_matmul(a, b), (-2, -1)), step)
-    alpha = tree_states(levels, _level(f[0]), lambda v, m: _level(safe_logsumexp(v[..., :, None] + m, -2)))
-    if not gradient:
-        return _collect(lattice, alpha, None)
-    end = torch.zeros_like(f[0])
-    beta = tree_states(levels, end, lambda v, m: _level(safe_logsumexp(m + v[..., None, :], -1)), reverse=True)
-    return _collect(lattice, alpha, beta)
 
 
 def _collect(lattice: Lattice, alpha: Tensor, beta: Tensor | None) -> Sums:

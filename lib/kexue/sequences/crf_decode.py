@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kexue.numerics.semiring import log_eye, max_matmul, tree_levels, tree_states
 from kexue.sequences._crf_inputs import build_lattice, check_lengths, prepare
-from kexue.sequences._lattice import Lattice, _level, log_alphas, prefers_scan, time_chunks
+from kexue.sequences._lattice import Lattice, _level, log_alphas, time_chunks
+from kexue.sequences._lattice_tree import prefers_scan
 from kexue.sequences.crf_sums import marginals, path_score
 
 __all__ = ["Decoded", "posterior_decode", "sample", "viterbi"]
