@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import pycrfsuite
 import pytest
 import torch
 from kexue.sequences.crf import LinearChainCRF, log_partition, marginals, path_score, tag_constraints, viterbi
@@ -85,6 +86,51 @@ def test_training_recovers_a_transition_matrix():
         (-crf(torch.zeros(4, 12, 2), tags).mean()).backward()
         optimizer.step()
     assert crf.decode(torch.zeros(1, 12, 2)) == tags[:1].tolist()
+
+
+def test_regularized_optimum_and_probabilities_are_those_of_crfsuite(tmp_path):
+    """Both minimize the negative log-likelihood plus c times the squared weights: a strictly convex problem with one solution."""
+    generator = torch.Generator().manual_seed(4)
+    penalty, sequences = 0.3, []
+    for length in torch.randint(1, 9, (40,), generator=generator).tolist():
+        symbols = torch.randint(5, (length,), generator=generator)
+        noise = torch.randint(3, (length,), generator=generator)
+        sequences.append((symbols, torch.where(torch.rand(length, generator=generator) < 0.7, symbols % 3, noise)))
+    trainer = pycrfsuite.Trainer(algorithm="lbfgs", verbose=False)
+    every = {"feature.possible_states": True, "feature.possible_transitions": True}
+    trainer.set_params({"c1": 0.0, "c2": penalty, "epsilon": 1e-9, "delta": 1e-12, "max_iterations": 1000} | every)
+    for symbols, tags in sequences:
+        trainer.append([[f"s{i}"] for i in symbols.tolist()], [str(t) for t in tags.tolist()])
+    trainer.train(str(tmp_path / "model"))
+    peer = pycrfsuite.Tagger()
+    peer.open(str(tmp_path / "model"))
+
+    weight, crf = torch.zeros(5, 3, dtype=torch.float64).requires_grad_(), LinearChainCRF(3).double()
+    weights = [weight, crf.transition]
+    crf.start.data.zero_(), crf.end.data.zero_()  # the peer has no scores for the ends
+    optimizer = torch.optim.LBFGS(weights, max_iter=500, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum(-crf(weight[symbols][None], tags[None])[0] for symbols, tags in sequences)
+        loss = loss + penalty * sum(w.square().sum() for w in weights)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    learned = peer.info()
+    for i in range(3):
+        for j in range(3):
+            assert learned.transitions[str(i), str(j)] == pytest.approx(crf.transition[i, j].item(), abs=1e-4)
+    for symbol in range(5):
+        for tag in range(3):
+            assert learned.state_features[f"s{symbol}", str(tag)] == pytest.approx(weight[symbol, tag].item(), abs=1e-4)
+    for symbols, tags in sequences[:10]:
+        peer.set([[f"s{i}"] for i in symbols.tolist()])
+        f = weight.detach()[symbols][None]
+        assert peer.probability([str(t) for t in tags.tolist()]) == pytest.approx(crf(f, tags[None]).exp().item(), rel=1e-4)
+        assert peer.marginal("1", len(tags) - 1) == pytest.approx(crf.marginals(f).node[0, -1, 1].item(), rel=1e-4)
+        assert [int(t) for t in peer.tag()] == crf.decode(f)[0]  # last: the search changes what the peer's marginals are taken from
 
 
 def test_first_scores_are_small_and_drawn_anew():

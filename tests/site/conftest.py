@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from filelock import FileLock
 from kexue.book.site.__main__ import build
 from kexue.book.site.browser import FLAGS, BrowserMissing, find_browser
 from kexue.book.site.content import Book
@@ -30,8 +32,9 @@ def site() -> Path:
     """The directory of the built pages; it is built if it is missing or older than a source."""
     index = ROOT / "_build/html/index.html"
     newest = max(path.stat().st_mtime for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file())
-    if (not index.is_file() or index.stat().st_mtime < newest) and build(ROOT) != 0:
-        pytest.fail("the book does not build: run `make book` to see why", pytrace=False)
+    with FileLock(Path(tempfile.gettempdir()) / f"kexue-site-{os.getuid()}.lock"):  # several test processes may want it at once
+        if (not index.is_file() or index.stat().st_mtime < newest) and build(ROOT) != 0:
+            pytest.fail("the book does not build: run `make book` to see why", pytrace=False)
     return index.parent
 
 

@@ -42,6 +42,7 @@ CUT_FORMULAS = """() => {
   const formulas = [...document.querySelectorAll("article span.math mjx-container")];
   return formulas.filter((one) => !one.closest("table, .output") && one.getBoundingClientRect().right > edge).length;
 }"""
+ONE_VISIT = pytest.mark.xdist_group("visits")  # these share one tour through the pages, which takes a minute
 OPEN_FOLDS = "document.querySelectorAll('details').forEach((fold) => (fold.open = true))"
 
 
@@ -73,14 +74,17 @@ def visits(pages: dict[str, BeautifulSoup], server: str, desk) -> dict[str, Visi
     return seen
 
 
+@ONE_VISIT
 def test_no_page_asks_another_host(visits: dict[str, Visit]) -> None:
     assert {name: visit.foreign for name, visit in visits.items() if visit.foreign} == {}
 
 
+@ONE_VISIT
 def test_no_page_complains_in_the_console(visits: dict[str, Visit]) -> None:
     assert {name: visit.complaints for name, visit in visits.items() if visit.complaints} == {}
 
 
+@ONE_VISIT
 def test_mathematics_is_set_on_every_page(visits: dict[str, Visit], pages: dict[str, BeautifulSoup]) -> None:
     for name, visit in visits.items():
         assert visit.formulas >= len(pages[name].select("article .math")), name

@@ -92,8 +92,10 @@ class LinearTagger(nn.Module):
             raise ValueError(f"tags and buckets must be at least 1, got {tags} and {buckets}")
         self.weight = nn.Parameter(torch.zeros(buckets, tags))
 
-    def forward(self, features: Int64[Tensor, "characters ngrams"]) -> Float[Tensor, "characters tags"]:
-        """Return the sum of the rows of each character's n-grams."""
+    def forward(
+        self, features: Int64[Tensor, "characters ngrams"], lengths: Int64[Tensor, " clauses"] | None = None
+    ) -> Float[Tensor, "characters tags"]:
+        """Return the sum of the rows of each character's n-grams; where clauses end (``lengths``) is for encoders to know."""
         return F.embedding_bag(features, self.weight, mode="sum")
 
 
@@ -121,11 +123,14 @@ def fit_tagger(
     epochs: int = 3,
     characters: int = 6000,
     lr: float = 0.1,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adagrad,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
     """Minimize ``objective(emissions, tags, mask)``, a loss for each clause of a padded batch, by Adagrad; return ``tagger``.
 
+    ``tagger(features, lengths)`` gives the scores of the characters of clauses one after another, as a :class:`LinearTagger` does or
+    an encoder of :mod:`kexue.sequences.encoders`; for those choose ``optimizer=torch.optim.Adam`` and a smaller ``lr``.
     ``emissions`` has shape (clauses, time, tags), ``tags`` and ``mask`` (clauses, time); the sum of the losses is divided by the number
     of characters. ``parameters`` are those of the objective, a transition matrix say, and are trained along. Batches hold clauses of
     similar length, about ``characters`` characters together; their order is drawn from ``generator``. Raises ValueError for epochs,
@@ -135,21 +140,21 @@ def fit_tagger(
     """
     if epochs < 1 or characters < 1 or lr <= 0:
         raise ValueError(f"epochs, characters and lr must be positive, got {epochs}, {characters} and {lr}")
-    optimizer = torch.optim.Adagrad([*tagger.parameters(), *parameters], lr=lr)
+    descent = optimizer([*tagger.parameters(), *parameters], lr=lr)
     for _ in (progress or iter)(range(epochs)):
         for batch in _batches(text, characters, generator):
-            emissions, mask = pad(tagger(batch.features), batch.lengths)
+            emissions, mask = pad(tagger(batch.features, batch.lengths), batch.lengths)
             tags, _ = pad(batch.tags, batch.lengths)
-            optimizer.zero_grad()
+            descent.zero_grad()
             (objective(emissions, tags, mask).sum() / len(batch.tags)).backward()
-            optimizer.step()
+            descent.step()
     return tagger
 
 
 @torch.no_grad()
 def emissions_of(tagger: nn.Module, text: TaggedText) -> tuple[Float[Tensor, "clauses time tags"], Bool[Tensor, "clauses time"]]:
     """Return the scores of all of ``text`` as one padded batch, with its mask, without a graph."""
-    return pad(tagger(text.features), text.lengths)
+    return pad(tagger(text.features, text.lengths), text.lengths)
 
 
 def _batches(text: TaggedText, characters: int, generator: torch.Generator | None) -> Iterator[TaggedText]:
