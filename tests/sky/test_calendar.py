@@ -1,8 +1,10 @@
 """Tests of the calendar as a product: the reader's year, text, CSV, iCalendar, the command line and its refusals."""
 
 import csv
+import dataclasses
 import io
 import itertools
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -14,8 +16,9 @@ from kexue.data import sky
 from kexue.sky import __main__ as command
 from kexue.sky import calendar as module
 from kexue.sky.calendar import calendar, default_ephemeris, describe, to_csv, to_ics, to_text, year_range, zone_of
-from kexue.sky.events import Event, tt_of
+from kexue.sky.events import Event, Here, tt_of
 from kexue.sky.kinds import GROUPS
+from kexue.sky.observer import Observer
 
 
 def test_a_year_is_a_local_one(ephemeris):
@@ -100,6 +103,41 @@ def test_events_are_described_in_words(what, words):
     assert describe(what) == words
 
 
+@pytest.mark.parametrize(
+    ("what", "here", "words"),
+    [
+        (event("full moon"), Here(33.6, 120.0, True, False), "full moon; Moon 34° high"),
+        (event("full moon"), Here(33.6, 120.0, True, True), "full moon; Moon 34° high by day"),
+        (event("full moon"), Here(-0.5, 120.0, True, False), "full moon; Moon 0° high"),
+        (event("full moon"), Here(-0.6, 120.0, False, False), "full moon; Moon below the horizon"),
+        (event("march equinox", ("Sun",), 0.0, "deg"), Here(50.0, 120.0, True, True), "march equinox; Sun 50° high"),
+        (
+            event("conjunction with moon", ("Mars", "Moon"), -2.31, "deg"),
+            Here(10.0, 0.0, True, False, 1.44),
+            "Mars 2.3° S of Moon; Mars 10° high, 1.4° apart from here",
+        ),
+        (
+            event("solar eclipse", ("Sun", "Moon"), -0.29, "Earth radii", "total"),
+            Here(40.0, 0.0, False, True, 3.0),
+            "total solar eclipse, gamma -0.290; not visible here",
+        ),
+        (
+            event("lunar eclipse", value=1.2, unit="umbral magnitude", note="total"),
+            Here(-4.0, 0.0, True, True),
+            "total lunar eclipse, magnitude 1.200; Moon below the horizon",
+        ),
+        (
+            event("greatest eclipse", ("Sun", "Moon"), 0.905, "magnitude", "partial"),
+            Here(2.0, 0.0, True, True, 0.1),
+            "greatest solar eclipse here, partial, magnitude 0.905; Sun 2° high",
+        ),
+        (event("totality begins", ("Sun", "Moon")), Here(2.0, 0.0, True, True, 0.0), "totality begins; Sun 2° high"),
+    ],
+)
+def test_a_place_adds_what_it_sees(what, here, words):
+    assert describe(dataclasses.replace(what, here=here)) == words
+
+
 def test_text_is_local_and_rounded_to_the_minute():
     assert to_text([event("new moon")], "Asia/Shanghai") == "2020-12-22 02:21 +0800  new moon\n"
     assert to_text([], "UTC") == ""
@@ -132,6 +170,62 @@ def test_icalendar_obeys_its_rules(year_2020):
     assert summaries == [describe(e) for e in year_2020]
 
 
+def test_icalendar_follows_the_grammar_of_rfc_5545():
+    events = calendar(2026, "Europe/Berlin", place=Observer(48.14, 11.58, 520))
+    text = to_ics(events)
+    assert text == to_ics(calendar(2026, "Europe/Berlin", place=Observer(48.14, 11.58, 520)))  # no clock, no random number
+    physical = text.encode().split(b"\r\n")
+    assert physical.pop() == b"" and max(map(len, physical)) <= 75 and not any(b"\n" in line or b"\r" in line for line in physical)
+    for line in physical:
+        line.decode()  # no character is cut in two
+    lines = text.replace("\r\n ", "").split("\r\n")[:-1]
+    assert max(len(line.encode()) for line in lines) > 75  # so that folding was tested
+    assert all(re.fullmatch(r"[A-Z-]+(;[A-Z-]+=[^:;,]+)*:[^\x00-\x08\x0a-\x1f\x7f]*", line) for line in lines)
+    assert lines[0] == "BEGIN:VCALENDAR" and lines[-1] == "END:VCALENDAR" and lines[1:3] == ["VERSION:2.0", lines[2]]
+    assert lines[2].startswith("PRODID:-//")
+    components = "\n".join(lines[3:-1]).removeprefix("BEGIN:VEVENT\n").removesuffix("\nEND:VEVENT").split("\nEND:VEVENT\nBEGIN:VEVENT\n")
+    parsed = [dict(line.split(":", 1) for line in component.split("\n")) for component in components]
+    for component, properties in zip(components, parsed, strict=True):
+        assert list(properties) == ["UID", "DTSTAMP", "DTSTART", "SUMMARY", "DESCRIPTION", "TRANSP"]  # those required, and each once
+        assert component.count("\n") == 5 and properties["TRANSP"] == "TRANSPARENT"
+        for stamp in (properties["DTSTAMP"], properties["DTSTART"]):
+            assert datetime.strptime(stamp, "%Y%m%dT%H%M%SZ")
+        for value in (properties["SUMMARY"], properties["DESCRIPTION"]):
+            assert re.fullmatch(r"([^\\;,]|\\[\\;,nN])*", value)  # TEXT: the three characters are escaped
+        assert re.fullmatch(r"[a-z0-9T@.-]+", properties["UID"])
+    assert len({p["UID"] for p in parsed}) == len(parsed) == len(events) and len({p["DTSTAMP"] for p in parsed}) == 1
+    summaries = [re.sub(r"\\([\\;,])", r"\1", p["SUMMARY"]) for p in parsed]
+    assert summaries == [describe(e) for e in events]
+
+
+def test_an_empty_icalendar_is_refused():
+    with pytest.raises(ValueError, match="events must not be empty: an iCalendar file has at least one"):
+        to_ics([])
+
+
+def test_csv_of_a_place_has_its_columns():
+    events = calendar(2027, "Europe/Madrid", kinds=["eclipses", "meteors"], place=Observer(36.14, -5.35, 10))  # Gibraltar, totality
+    rows = list(csv.DictReader(io.StringIO(to_csv(events, "Europe/Madrid"))))
+    for row, e in zip(rows, events, strict=True):
+        if e.here is None:
+            assert (row["altitude_deg"], row["azimuth_deg"], row["visible"]) == ("", "", "")
+        else:
+            assert float(row["altitude_deg"]) == pytest.approx(e.here.altitude, abs=0.051)
+            assert float(row["azimuth_deg"]) == pytest.approx(e.here.azimuth, abs=0.051)
+            assert row["visible"] == ("yes" if e.here.visible else "no")
+    assert {"totality begins", "totality ends"} < {row["kind"] for row in rows} and {"yes", "no", ""} == {row["visible"] for row in rows}
+
+
+def test_command_line_takes_a_southern_place(tmp_path, capsys):
+    for arguments in (["--place", "-33.87,151.21,58"], ["--place=-33.87,151.21,58"]):
+        assert (
+            command.main(["2028", *arguments, "--zone", "Australia/Sydney", "--kinds", "eclipses", "--ics", str(tmp_path / "x.ics")]) == 0
+        )
+        printed = capsys.readouterr()
+        assert printed.err == "" and "2028-07-22 14:00 +1000  totality begins; Sun 29° high\n" in printed.out
+        assert "not visible here" in printed.out
+
+
 def test_command_line_prints_and_writes(tmp_path, capsys):
     ics, table = tmp_path / "sky.ics", tmp_path / "sky.csv"
     arguments = ["2027", "--zone", "Europe/Berlin", "--kinds", "phases, eclipses", "--ics", str(ics), "--csv", str(table)]
@@ -148,6 +242,8 @@ def test_command_line_refuses_in_one_line(tmp_path, capsys, monkeypatch):
         (["1899"], "year must lie between 1900 and 2052"),
         (["2027", "--zone", "Mars/Olympus"], "got 'Mars/Olympus'"),
         (["2027", "--kinds", "comets"], "got comets"),
+        (["2027", "--place", "116.4,39.9"], "latitude must lie between -90 and 90 degrees, got 116.4"),
+        (["2027", "--place", "Munich"], "place must be LAT,LON"),
         (["2027", "--kinds", "seasons", "--csv", str(tmp_path / "no" / "file.csv")], "No such file"),
     ):
         assert command.main(arguments) == 2

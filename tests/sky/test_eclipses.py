@@ -6,7 +6,7 @@ import astronomy
 import numpy as np
 import pytest
 from kexue.sky.calendar import calendar
-from kexue.sky.eclipses import EARTH_RADIUS, lunar_eclipses, lunar_shadow, shadow_axis, solar_eclipses
+from kexue.sky.eclipses import EARTH_RADIUS, central_line, lunar_eclipses, lunar_shadow, shadow_axis, solar_eclipses
 from skyfield import eclipselib
 
 DECADES = [(2415385.5, 2415385.5 + 3652), (2451544.5, 2451544.5 + 18262)]
@@ -81,6 +81,22 @@ def test_the_axis_is_a_unit_vector_and_its_foot_is_perpendicular(ephemeris, year
     assert np.allclose(np.linalg.norm(axis, axis=0), 1) and np.abs((axis * foot).sum(0)).max() < 1e-9
     for hours in (-1, 1):  # least at the eclipse
         assert (np.linalg.norm(shadow_axis(ephemeris, t + hours / 24)[1], axis=0) > np.linalg.norm(foot, axis=0)).all()
+
+
+def test_the_axis_has_the_besselian_elements_that_nasa_publishes(ephemeris):
+    """x, y, d and mu of 2020-06-21, 07:00 TT (eclipse.gsfc.nasa.gov, SE2020Jun21Abeselm, computed there from DE405)."""
+    t = np.array([2459021.5 + 7 / 24])
+    axis, foot = shadow_axis(ephemeris, t)
+    sunward, point = -axis[:, 0], foot[:, 0]
+    right_ascension = np.arctan2(sunward[1], sunward[0])
+    east = np.array([-np.sin(right_ascension), np.cos(right_ascension), 0.0])
+    north = np.cross(sunward, east)
+    assert (point @ east, point @ north) == pytest.approx((0.154260, 0.136404), abs=1e-5)
+    assert np.degrees(np.arcsin(sunward[2])) == pytest.approx(23.43567, abs=1e-5)
+    hour_angle = (15 * ephemeris.times(t).gast[0] - np.degrees(right_ascension)) % 360
+    assert hour_angle + 69.4 * 1.00274 / 240 == pytest.approx(284.53555, abs=1e-3)  # theirs counts from the ephemeris meridian
+    latitude, longitude = central_line(ephemeris, t)
+    assert -90 < latitude[0] < 90 and -180 < longitude[0] <= 180
 
 
 def test_an_unknown_rule_and_an_empty_season(ephemeris):

@@ -18,11 +18,12 @@ from jaxtyping import Float
 
 from kexue.sky.ephemeris import Ephemeris
 from kexue.sky.events import Event, Quantity, events, roots
-from kexue.sky.search import refine_extrema
+from kexue.sky.search import refine_extrema, wrap
 
-__all__ = ["SHADOW_RULES", "Shadow", "lunar_eclipses", "lunar_shadow", "shadow_axis", "solar_eclipses"]
+__all__ = ["SHADOW_RULES", "Shadow", "central_line", "lunar_eclipses", "lunar_shadow", "shadow_axis", "solar_eclipses"]
 
 EARTH_RADIUS = 6378.137  # km, equatorial
+FLATTENING = 1 / 298.257223563  # of the ellipsoid WGS84
 SUN_RADIUS = 696_000.0  # km: the customary 959.63 arc seconds at one astronomical unit
 MOON_RADIUS = 0.2725076 * EARTH_RADIUS  # the mean limb (IAU)
 VALLEYS = 0.272281 * EARTH_RADIUS  # the deepest valleys, which let the Sun through and so limit totality (Espenak and Meeus 2006)
@@ -82,6 +83,20 @@ def shadow_axis(ephemeris: Ephemeris, tt: Float[np.ndarray, " times"]) -> tuple[
     axis = at - sun.direction * sun.distance
     axis = axis / np.linalg.norm(axis, axis=0)
     return axis, (at - axis * (at * axis).sum(0)) / EARTH_RADIUS
+
+
+def central_line(ephemeris: Ephemeris, tt: Float[np.ndarray, " times"]) -> tuple[Float[np.ndarray, " times"], Float[np.ndarray, " times"]]:
+    """Geodetic latitude and longitude in degrees (east positive) of the point where the axis of the Moon's shadow meets the ground, the
+    ellipsoid WGS84, at Julian dates in TT; NaN while it misses the Earth."""
+    axis, foot = shadow_axis(ephemeris, tt)
+    round_again = np.array([[1.0], [1.0], [1 / (1 - FLATTENING)]])  # stretched along the pole, the ellipsoid is a sphere
+    a, p = axis * round_again, foot * round_again
+    half, square = (a * p).sum(0), (a * a).sum(0)
+    inside = half**2 - square * ((p * p).sum(0) - 1)
+    way = np.where(inside >= 0, (-half - np.sqrt(np.maximum(inside, 0))) / square, np.nan)  # the axis meets the day side first
+    x, y, z = foot + axis * way
+    latitude = np.degrees(np.arctan2(z, (1 - FLATTENING) ** 2 * np.hypot(x, y)))
+    return latitude, wrap(np.degrees(np.arctan2(y, x)) - 15 * ephemeris.times(tt).gast, 360)
 
 
 def solar_eclipses(ephemeris: Ephemeris, t0: float, t1: float) -> list[Event]:

@@ -133,7 +133,7 @@ class Ephemeris:
 
     def _place(self, body: str, tt: Float[np.ndarray, " times"]) -> Place:
         t = self.times(tt)
-        astrometric = self._once("observer", tt, lambda: self.kernel["earth"].at(t)).observe(self._target(body))
+        astrometric = self._once("observer", tt, lambda: self.kernel["earth"].at(t)).observe(self.target(body))
         apparent = astrometric.apparent(deflectors=_SUN_ONLY)
         xyz = np.einsum("ijk,jk->ik", t.M, apparent.xyz.km)
         distance = np.linalg.norm(xyz, axis=0)
@@ -165,7 +165,8 @@ class Ephemeris:
         utc = 32.184 + leap_seconds[np.searchsorted(scale.leap_dates, tt - 69 / 86400, side="right")]
         return np.where(tt < _UTC_BEGINS, scale.tt_jd(tt).delta_t, utc)
 
-    def _target(self, body: str) -> Any:
+    def target(self, body: str) -> Any:
+        """Skyfield's own object for a body, by the names of this module; ValueError for an unknown one."""
         from skyfield.starlib import Star
 
         if body in STARS:

@@ -9,7 +9,7 @@ An event is a root or an extremum of a geometric quantity :math:`q`. Its instant
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from kexue.sky.ephemeris import Ephemeris
 from kexue.sky.search import find_extrema, find_roots, wrap
 
-__all__ = ["DEFINITIONS", "Event", "events", "extrema", "roots", "tt_of", "utc_of"]
+__all__ = ["DEFINITIONS", "Event", "Here", "events", "extrema", "roots", "tt_of", "utc_of"]
 
 ARC = 0.01 / 3600  # degrees
 KILOMETRE = 1.0
@@ -52,8 +52,35 @@ DEFINITIONS = {
     "elongation": "apparent angle between planet and Sun at 12:00 UTC; the value is positive if the planet is east",
     "lunar eclipse": "minimum of the apparent angle between the Moon and the axis of the Earth's shadow; the value is the magnitude",
     "solar eclipse": "minimum distance of the axis of the Moon's shadow from the centre of the Earth; the value is gamma",
+    "greatest eclipse": "least angle between the centres of Sun and Moon while the place sees both; the value is the magnitude",
+    "solar eclipse begins": "first outer contact of the discs of Moon and Sun, seen from the place",
+    "solar eclipse ends": "last outer contact of the discs of Moon and Sun, seen from the place",
+    "annularity begins": "first inner contact of the discs of Moon and Sun, seen from the place",
+    "annularity ends": "last inner contact of the discs of Moon and Sun, seen from the place",
+    "totality begins": "the Moon covers all of the Sun, seen from the place",
+    "totality ends": "the Sun reappears behind the Moon, seen from the place",
+    "penumbral phase begins": "the Moon's limb touches the Earth's penumbra from outside",
+    "penumbral phase ends": "the Moon has left the Earth's penumbra",
+    "partial phase begins": "the Moon's limb touches the Earth's umbra from outside",
+    "partial phase ends": "the Moon has left the Earth's umbra",
+    "total phase begins": "all of the Moon is within the Earth's umbra",
+    "total phase ends": "the Moon's limb touches the edge of the Earth's umbra from inside",
     "meteor shower": "geometric ecliptic longitude of the Sun of J2000; the value is the zenithal hourly rate",
 }
+
+
+class Here(NamedTuple):
+    """An event from one place: altitude and azimuth of its first body in degrees, without refraction, and the angle to the second, if any.
+
+    ``visible`` says whether that body is up at the instant, or, of an eclipse, whether any part of it is seen; ``by_day`` whether the Sun
+    is up. See :mod:`kexue.sky.observer`.
+    """
+
+    altitude: float
+    azimuth: float
+    visible: bool
+    by_day: bool
+    separation: float | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +88,8 @@ class Event:
     """One event: its instant as a Julian date in TT and as civil time, what it is, and how well the definition fixes the instant.
 
     ``utc`` is the civil time of Greenwich: UTC since 1972, UT1 before. ``value`` is in ``unit``; what it measures, and the function whose
-    root or extremum the instant is, stand in ``definition``. ``uncertainty`` is in seconds, see the module.
+    root or extremum the instant is, stand in ``definition``. ``uncertainty`` is in seconds, see the module. ``here`` is what a place sees
+    of it, if one was asked for.
     """
 
     tt: float
@@ -72,6 +100,7 @@ class Event:
     unit: str = field(default="", compare=False)
     uncertainty: float = field(default=0.0, compare=False)
     note: str = field(default="", compare=False)
+    here: Here | None = field(default=None, compare=False)
 
     @property
     def definition(self) -> str:
