@@ -6,7 +6,7 @@ from collections import Counter
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kexue.sequences.entropy_words import code_length, merge_gain, pmi, two_part_lengths
 from kexue.sequences.merging import EntropyMerger
@@ -30,6 +30,7 @@ def replaced(tokens: list[str], gram: list[str]) -> tuple[list[str], int]:
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=60))
+@settings(deadline=None)
 def test_code_length_is_n_times_entropy(tokens):
     assert code_length(list(Counter(tokens).values())) == pytest.approx(length_of(tokens), rel=1e-12, abs=1e-12)
 
@@ -40,6 +41,7 @@ def test_code_length_of_uniform_and_of_nothing():
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=4, max_size=80), st.sampled_from(["ab", "ba", "abc", "cab", "abcd"]))
+@settings(deadline=None)
 def test_merge_gain_equals_recomputed_lengths(tokens, gram):
     after, m = replaced(tokens, list(gram))
     if m and len(after) > 1:
@@ -49,6 +51,7 @@ def test_merge_gain_equals_recomputed_lengths(tokens, gram):
 
 
 @given(st.lists(st.sampled_from("ab"), min_size=4, max_size=80))
+@settings(deadline=None)
 def test_self_merge_gain_equals_recomputed_lengths(tokens):
     after, m = replaced(tokens, ["a", "a"])
     if m and len(after) > 1:
@@ -137,6 +140,7 @@ def test_wrong_numbers_are_refused():
     st.floats(0.0, 1.0),
     st.floats(1.0, 50.0),
 )
+@settings(deadline=None)
 def test_law_a_merge_saves_more_than_its_information_minus_one_nat(counts, share, room):
     m = 1 + round(share * (min(counts) - 1))
     total = float(round(room * sum(counts)))

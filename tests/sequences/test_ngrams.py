@@ -1,13 +1,14 @@
 """n-gram counts against a dictionary, and the same over a Dask bag."""
 
+import tracemalloc
 from collections import Counter
 
 import dask.bag
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kexue.sequences.ngrams import EncodedText, encode_text, find_ngrams, ngram_counts, ngram_counts_dask
+from kexue.sequences.ngrams import EncodedText, encode_text, find_ngrams, ngram_counts, ngram_counts_dask, occurrences
 
 lines_of = st.lists(st.text(st.sampled_from("ab人民𠀀, \n"), max_size=12), max_size=6)
 
@@ -23,17 +24,20 @@ def counted(lines: list[str], order: int, kept: str = "ab人民𠀀") -> list[di
 
 
 @given(lines_of, st.integers(1, 5))
+@settings(deadline=None)
 def test_counts_match_dictionary(lines, order):
     assert [table.to_dict() for table in ngram_counts(encode_text(lines), order)] == counted(lines, order)
 
 
 @given(lines_of)
+@settings(deadline=None)
 def test_counts_match_dictionary_when_keys_exceed_63_bits(lines):
     order = 24  # five characters need three bits each
     assert [table.to_dict() for table in ngram_counts(encode_text(lines), order)] == counted(lines, order)
 
 
 @given(lines_of, st.integers(1, 4))
+@settings(deadline=None)
 def test_min_count_drops_exactly_the_rarer(lines, least):
     expected = [{s: c for s, c in table.items() if c >= least} for table in counted(lines, 3)]
     assert [table.to_dict() for table in ngram_counts(encode_text(lines), 3, min_count=least)] == expected
@@ -79,6 +83,7 @@ def test_find_ngrams_gives_row_or_minus_one():
 
 
 @given(lines_of, st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None)
 def test_adding_partitions_equals_counting_at_once(lines, parts, least):
     bag = dask.bag.from_delayed([dask.delayed(lines[i::parts]) for i in range(parts)])
     with dask.config.set(scheduler="synchronous"):
@@ -117,3 +122,40 @@ def test_wrong_inputs_are_refused_with_the_reason():
         find_ngrams(ngram_counts(text, 2)[1], text.windows(3))
     with pytest.raises(ValueError, match="order must be at least 1"):
         text.windows(0)
+
+
+@given(lines_of, st.integers(1, 4), st.sampled_from([1, 24]))
+@settings(deadline=None)
+def test_occurrences_are_the_positions_of_the_chosen_ngrams(lines, least, order):
+    text = encode_text(lines, keep="[ab人民𠀀]")
+    table = ngram_counts(text, order, min_count=least)[-1]
+    joined = "".join(f"{line}\n" for line in lines)
+    assert occurrences(table, text).tolist() == [i for i in range(len(joined)) if joined[i : i + order] in set(table.strings())]
+
+
+def test_occurrences_refuse_numbers_of_another_alphabet():
+    with pytest.raises(ValueError, match="table must number the characters as text does"):
+        occurrences(ngram_counts(encode_text(["ab"]), 1)[0], encode_text(["ac"]))
+
+
+def peak_of_counting(parts: int) -> int:
+    """Bytes at the worst moment while a text is counted of which each part is made when its turn comes."""
+
+    def part(seed: int) -> list[str]:
+        letters = np.random.default_rng(seed).integers(ord("a"), ord("a") + 8, 40_000, dtype=np.uint8)
+        return [letters.tobytes().decode()]
+
+    bag = dask.bag.from_delayed([dask.delayed(part)(seed) for seed in range(parts)])
+    with dask.config.set(scheduler="synchronous"):
+        tracemalloc.start()
+        tables = ngram_counts_dask(bag, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert [int(table.counts.sum()) for table in tables] == [parts * (40_000 - n) for n in range(3)]
+    return peak
+
+
+def test_memory_of_counting_parts_does_not_grow_with_their_number():
+    """Eight letters have 584 one- to three-grams: tables are small, and one part after the other is all that must be held."""
+    peak_of_counting(2)  # imports
+    assert peak_of_counting(48) < 2 * peak_of_counting(6)

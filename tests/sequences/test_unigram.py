@@ -113,6 +113,11 @@ def test_long_runs_and_long_words():
     assert model.segment(["a" * 61]) in ([["a" * 30, "a" * 30, "a"]], [["a", "a" * 30, "a" * 30]])
 
 
+def test_words_with_separators_are_never_found():
+    model = UnigramSegmenter({"a\nb": 9, "a,b": 9, "a": 1, "b": 1})
+    assert model.segment(["a,b", "a\nb", "a.b"]) == [["a", ",", "b"], ["a", "\n", "b"], ["a", ".", "b"]]
+
+
 def test_n_best_of_nothing_is_the_empty_segmentation():
     assert UnigramSegmenter({"a": 1}).n_best("", 3) == [([], 0.0)]
 

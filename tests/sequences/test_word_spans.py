@@ -1,7 +1,7 @@
 """Segmentations as marks, and the words that one shares with another."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kexue.sequences.ngrams import encode_text
 from kexue.sequences.word_spans import cut, segmentation_f1, word_starts, words_found
@@ -19,12 +19,14 @@ def spans(words):
 
 
 @given(segmented_lines)
+@settings(deadline=None)
 def test_cut_inverts_word_starts(segmented):
     lines = ["".join(words) for words in segmented]
     assert cut(lines, word_starts(segmented)) == segmented
 
 
 @given(st.data(), segmented_lines)
+@settings(deadline=None)
 def test_words_found_match_sets_of_spans(draw, gold):
     lines = ["".join(words) for words in gold]
     predicted = []

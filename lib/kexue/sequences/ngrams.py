@@ -9,13 +9,13 @@ have the number 0 and no n-gram contains one. Counts of parts add up as long as 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped, UInt
 
-__all__ = ["WORD_CHARACTER", "EncodedText", "NGrams", "encode_text", "find_ngrams", "ngram_counts", "ngram_counts_dask"]
+__all__ = ["WORD_CHARACTER", "EncodedText", "NGrams", "encode_text", "find_ngrams", "ngram_counts", "ngram_counts_dask", "occurrences"]
 
 WORD_CHARACTER = r"[^\W_]"  # letters, ideographs and digits of every script
 
@@ -33,41 +33,42 @@ class EncodedText(NamedTuple):
     def windows(self, order: int) -> Int[np.ndarray, "positions order"]:
         """The n-gram that begins at each position; from the first separator in it on the numbers are 0."""
         _at_least_one("order", order)
-        return np.stack(_windows(self.ids, order), axis=1)
+        columns = [self.ids]
+        for j in range(1, order):
+            further = np.append(self.ids[j:], np.zeros(min(j, len(self.ids)), dtype=self.ids.dtype))
+            columns.append(np.where(columns[-1] > 0, further, 0))
+        return np.stack(columns, axis=1)
 
 
 class NGrams:
-    """The distinct n-grams of one order in the order of their code points.
+    """The distinct n-grams of one order, sorted by code point.
 
-    ``alphabet`` holds the characters, ``ids`` (n-grams by order) the numbers of each n-gram's characters from 1, and ``counts`` how often
-    it occurs. Numbers may be given packed, (codes, order, bits each), and are unpacked when asked for.
+    ``alphabet`` holds the characters and ``counts`` how often each n-gram occurs. ``keys`` sort like the n-grams: the numbers of the
+    characters packed into one integer, or their bytes where 63 bits are too few.
     """
 
-    def __init__(
-        self, alphabet: str, ids: Int[np.ndarray, "grams order"] | None, counts: Int[np.ndarray, " grams"], *, packed: tuple | None = None
-    ) -> None:
-        self.alphabet, self.counts, self._ids, self._packed = alphabet, counts, ids, packed
+    def __init__(self, alphabet: str, order: int, keys: Shaped[np.ndarray, " grams"], counts: Int[np.ndarray, " grams"]) -> None:
+        self.alphabet, self.order, self.keys, self.counts = alphabet, order, keys, counts
 
     @property
     def ids(self) -> Int[np.ndarray, "grams order"]:
-        if self._ids is None:
-            codes, order, bits = self._packed
-            out = np.empty((order, len(codes)), dtype=np.int32)
-            for j in range(order):
-                np.bitwise_and(codes >> (bits * (order - 1 - j)), (1 << bits) - 1, out=out[j], casting="unsafe")
-            self._ids = out.T
-        return self._ids
+        """The numbers, from 1, of the characters of each n-gram."""
+        if self.keys.dtype.kind == "S":
+            return self.keys.view(">i4").reshape(-1, self.order).astype(np.int32)
+        bits, out = _bits(self.alphabet), np.empty((self.order, len(self.keys)), dtype=np.int32)
+        for j in range(self.order):
+            np.bitwise_and(self.keys >> (bits * (self.order - 1 - j)), (1 << bits) - 1, out=out[j], casting="unsafe")
+        return out.T
 
     def strings(self) -> list[str]:
         """The n-grams as text, in the order of the arrays."""
         letters = np.array([ord(c) for c in self.alphabet], dtype=np.uint32)
         flat = letters[self.ids - 1].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-        order = self.ids.shape[1]
-        return [flat[i : i + order] for i in range(0, len(flat), order)]
+        return [flat[i : i + self.order] for i in range(0, len(flat), self.order)]
 
     def select(self, mask: Bool[np.ndarray, " grams"]) -> NGrams:
         """The table of those n-grams for which ``mask`` holds."""
-        return NGrams(self.alphabet, self.ids[mask], self.counts[mask])
+        return NGrams(self.alphabet, self.order, self.keys[mask], self.counts[mask])
 
     def to_dict(self) -> dict[str, int]:
         """The same as a dictionary from text to count."""
@@ -117,7 +118,9 @@ def ngram_counts(text: EncodedText, order: int, *, min_count: int = 1) -> list[N
     """
     _at_least_one("order", order)
     _at_least_one("min_count", min_count)
-    return _runs(_windows(text.ids, order), None, text.alphabet, min_count)
+    keys = _keys_at(text, order)
+    count = _count_packed if keys.dtype.kind == "u" else _count_bytes
+    return count(keys, order, text.alphabet, min_count)
 
 
 def find_ngrams(table: NGrams, ids: Int[np.ndarray, "rows order"]) -> Int[np.ndarray, " rows"]:
@@ -125,14 +128,19 @@ def find_ngrams(table: NGrams, ids: Int[np.ndarray, "rows order"]) -> Int[np.nda
 
     :raises ValueError: if ``ids`` has another order than the table.
     """
-    order, bits = table.ids.shape[1], max(len(table.alphabet).bit_length(), 1)
-    if ids.shape[1] != order:
-        raise ValueError(f"ids must have the {order} columns of the table, got {ids.shape[1]}")
-    known, wanted = (_sortable(array, order, bits) for array in (table.ids, ids))
-    if not len(known):
-        return np.full(len(wanted), -1)
-    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where(known[at] == wanted, at, -1)
+    if ids.shape[1] != table.order:
+        raise ValueError(f"ids must have the {table.order} columns of the table, got {ids.shape[1]}")
+    return _rows(table, _keys(ids, table.alphabet))
+
+
+def occurrences(table: NGrams, text: EncodedText) -> Int[np.ndarray, " found"]:
+    """Positions of ``text`` at which an n-gram of ``table`` begins, in order.
+
+    :raises ValueError: if the table is of a text with another alphabet.
+    """
+    if table.alphabet != text.alphabet:
+        raise ValueError("table must number the characters as text does, got another alphabet")
+    return np.flatnonzero(_rows(table, _keys_at(text, table.order)) >= 0)
 
 
 def ngram_counts_dask(bag: Any, order: int, *, min_count: int = 1, keep: str = WORD_CHARACTER) -> list[NGrams]:
@@ -160,78 +168,80 @@ def _at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _sortable(ids: np.ndarray, order: int, bits: int) -> np.ndarray:
+def _bits(alphabet: str) -> int:
+    """Bits for the numbers of the characters and 0."""
+    return max(len(alphabet).bit_length(), 1)
+
+
+def _key_type(order: int, alphabet: str) -> type:
+    return np.uint32 if order * _bits(alphabet) <= 32 else np.uint64
+
+
+def _keys(ids: Int[np.ndarray, "rows order"], alphabet: str) -> Shaped[np.ndarray, " rows"]:
     """One key per row that sorts like the row: packed into an integer, or its big-endian bytes where 63 bits are too few."""
+    order, bits = ids.shape[1], _bits(alphabet)
     if order * bits > _KEY_BITS:
         return np.ascontiguousarray(ids, dtype=">i4").view(f"S{4 * order}").ravel()
-    return _packed(ids.T, bits)
-
-
-def _packed(columns: Iterable[np.ndarray], bits: int) -> np.ndarray:
-    keys = 0
-    for column in columns:
-        keys = (keys << bits) | column.astype(np.int64)
+    keys = np.zeros(len(ids), dtype=_key_type(order, alphabet))
+    for column in ids.T:
+        keys <<= bits
+        keys |= column.astype(keys.dtype)
     return keys
 
 
-def _windows(ids: Int[np.ndarray, " positions"], order: int) -> list[Int[np.ndarray, " positions"]]:
-    """Column j holds the number of the character j places on, and 0 from the first separator on."""
-    columns = [ids]
+def _keys_at(text: EncodedText, order: int) -> Shaped[np.ndarray, " positions"]:
+    """The key of the n-gram that begins at each position; its numbers are 0 from the first separator on."""
+    if order * _bits(text.alphabet) > _KEY_BITS:
+        return _keys(text.windows(order), text.alphabet)
+    keys, whole = text.ids.astype(_key_type(order, text.alphabet)), text.ids > 0
     for j in range(1, order):
-        shifted = np.zeros_like(ids)
-        shifted[: max(len(ids) - j, 0)] = ids[j:]
-        shifted[columns[-1] == 0] = 0
-        columns.append(shifted)
-    return columns
+        further = text.ids[j:]
+        whole = whole[: len(further)] & (further > 0)
+        keys <<= _bits(text.alphabet)
+        keys[: len(further)] |= (further * whole).astype(keys.dtype)
+    return keys
 
 
-def _runs(
-    columns: Sequence[Int[np.ndarray, " rows"]], weights: Int[np.ndarray, " rows"] | None, alphabet: str, min_count: int
-) -> list[NGrams]:
-    """Tables of all prefixes of the rows: sort the rows, then measure (with weights: add up) runs of equal prefixes."""
-    rows = len(columns[0])
-    order, bits = len(columns), max(len(alphabet).bit_length(), 1)
-    if order * bits <= _KEY_BITS:
-        keys = _packed(columns, bits)
-        if weights is not None:
-            permutation = np.argsort(keys, kind="stable")
-            keys, weights = keys[permutation], weights[permutation]
-        else:
-            keys.sort()
-        mask = (1 << bits) - 1
+def _rows(table: NGrams, wanted: Shaped[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+    if not len(table.keys):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(table.keys, wanted), len(table.keys) - 1)
+    return np.where(table.keys[at] == wanted, at, -1)
 
-        def level(n: int) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-            prefix = keys >> (bits * (order - n))
-            return _starts(prefix), (prefix & mask) > 0
 
-        def gather(n: int, at: Int[np.ndarray, " grams"], counts: Int[np.ndarray, " grams"]) -> NGrams:
-            return NGrams(alphabet, None, counts, packed=(keys[at] >> (bits * (order - n)), n, bits))
-
-    else:
-        permutation = np.lexsort(columns[::-1])
-        matrix = np.stack([column[permutation] for column in columns])
-        weights = weights if weights is None else weights[permutation]
-        fresh = np.logical_or.accumulate(np.stack([_starts(column) for column in matrix]))
-
-        def level(n: int) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-            return fresh[n - 1], matrix[n - 1] > 0
-
-        def gather(n: int, at: Int[np.ndarray, " grams"], counts: Int[np.ndarray, " grams"]) -> NGrams:
-            return NGrams(alphabet, matrix[:n, at].T.astype(np.int32), counts)
-
-    sums = None if weights is None else np.concatenate([[0], np.cumsum(weights)])
+def _count_packed(keys: UInt[np.ndarray, " positions"], order: int, alphabet: str, min_count: int) -> list[NGrams]:
+    """Tables of all prefixes of the packed n-grams. Where sorted neighbours differ, the first bit that does says from which order on."""
+    keys.sort()
+    bits, begins = _bits(alphabet), np.flatnonzero(_starts(keys))
+    codes, differs = keys[begins], keys[begins] ^ keys[begins - 1]
+    differs[:1] = np.iinfo(keys.dtype).max  # the first run has nothing before it
     tables = []
+    for n in range(order, 0, -1):
+        longer = bits * (order - n)  # bits of the characters after the n-th
+        new = np.flatnonzero(differs >> longer)
+        begins, codes, differs = begins[new], codes[new], differs[new]
+        counts, prefixes = np.diff(begins, append=len(keys)), codes >> longer
+        chosen = np.flatnonzero((prefixes & ((1 << bits) - 1) > 0) & (counts >= min_count))
+        tables.append(NGrams(alphabet, n, prefixes[chosen].astype(_key_type(n, alphabet)), counts[chosen]))
+    return tables[::-1]
+
+
+def _count_bytes(keys: Shaped[np.ndarray, " positions"], order: int, alphabet: str, min_count: int) -> list[NGrams]:
+    """The same for n-grams that are too long to be packed."""
+    keys.sort()
+    rows = keys.view(">i4").reshape(-1, order)
+    new, tables = np.zeros(len(rows), dtype=bool), []
     for n in range(1, order + 1):
-        begins, valid = level(n)
-        at = np.flatnonzero(begins)
-        ends = np.append(at, rows)
-        counts = np.diff(ends if sums is None else sums[ends])
-        chosen = valid[at] & (counts >= min_count)
-        tables.append(gather(n, at[chosen], counts[chosen]))
+        last = rows[:, n - 1]
+        new |= _starts(last)
+        begins = np.flatnonzero(new)
+        counts = np.diff(begins, append=len(rows))
+        chosen = (last[begins] > 0) & (counts >= min_count)
+        tables.append(NGrams(alphabet, n, _keys(rows[begins[chosen], :n], alphabet), counts[chosen]))
     return tables
 
 
-def _starts(values: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+def _starts(values: Shaped[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
     begins = np.ones(len(values), dtype=bool)
     np.not_equal(values[1:], values[:-1], out=begins[1:])
     return begins
@@ -243,8 +253,11 @@ def _add(parts: Iterable[list[NGrams]]) -> list[NGrams]:
     alphabet = "".join(sorted(set().union(*(part[0].alphabet for part in parts))))
     number = {c: i for i, c in enumerate(alphabet, 1)}
     total = []
-    for tables in zip(*parts, strict=True):
-        stacked = np.concatenate([np.array([number[c] for c in table.alphabet], dtype=np.int32)[table.ids - 1] for table in tables])
-        weights = np.concatenate([table.counts for table in tables])
-        total.append(_runs(list(stacked.T), weights, alphabet, 1)[-1])
+    for n, tables in enumerate(zip(*parts, strict=True), 1):
+        ids = [np.array([number[c] for c in table.alphabet], dtype=np.int32)[table.ids - 1] for table in tables]
+        keys = np.concatenate([_keys(rows, alphabet) for rows in ids])
+        counts = np.concatenate([table.counts for table in tables])
+        order = np.argsort(keys, kind="stable")
+        at = np.flatnonzero(_starts(keys[order]))
+        total.append(NGrams(alphabet, n, keys[order[at]], np.add.reduceat(counts[order], at)))
     return total

@@ -5,7 +5,7 @@ segmentation maximizes :math:`\prod_ip(w_i)`. Both are one recursion over the en
 :math:`\alpha_t=\log\sum_\ell\exp(\alpha_{t-\ell}+\log p(x_{t-\ell+1..t}))`. The gradient of :math:`\log Z` with respect to
 :math:`\log p(w)` is the expected number of times w is used, which is the E step of EM.
 
-All runs of characters of a corpus are processed at once: words are looked up by walking down a trie from all positions together, and
+All runs of characters of a corpus are processed at once: words are looked up from all positions together, and
 step t of the recursion treats the t-th character of all runs that have one.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from kexue.sequences._word_trie import WordTrie
 from kexue.sequences.ngrams import WORD_CHARACTER, EncodedText, encode_text
 from kexue.sequences.word_spans import cut
 
@@ -46,8 +47,8 @@ class UnigramSegmenter:
         counts = np.array([word_counts[w] for w in self.words], dtype=np.float64)
         self.log_probability = np.log(counts) - math.log(counts.sum())
         self.unknown = -math.log(counts.sum() + len(self.words))
-        self.longest = max(map(len, self.words))
-        self._build_trie()
+        self._trie = WordTrie(self.words)
+        self.longest = self._trie.longest
 
     def segment(self, lines: Sequence[str]) -> list[list[str]]:
         """Most probable segmentation of each line; of equally probable ones that with the shorter last word."""
@@ -123,39 +124,11 @@ class UnigramSegmenter:
         values.append(self._log_partition(self._forward(self._scores(words, text), order, len(text.ids)), text))
         return values
 
-    def _build_trie(self) -> None:
-        """Children as one sorted array of keys: number of the node times the size of the alphabet plus character."""
-        self._alphabet = "".join(sorted(set("".join(self.words))))
-        number = {c: i for i, c in enumerate(self._alphabet, 1)}
-        nodes, children, terminal = 1, {}, {}
-        for index, word in enumerate(self.words):
-            node = 0
-            for c in word:
-                key = node * (len(number) + 1) + number[c]
-                if key not in children:
-                    children[key] = nodes
-                    nodes += 1
-                node = children[key]
-            terminal[node] = index
-        self._keys = np.array(sorted(children), dtype=np.int64)
-        self._children = np.array([children[k] for k in self._keys.tolist()], dtype=np.int64)
-        self._word_of = np.full(nodes, -1)
-        self._word_of[list(terminal)] = list(terminal.values())
-
     def _lattice(self, text: EncodedText) -> tuple[Int[np.ndarray, "positions longest"], Float[np.ndarray, "positions longest"]]:
         """Index of the word of each length that *ends* at each position, -1 for none, and its score."""
-        translate = np.array([0] + [self._alphabet.find(c) + 1 for c in text.alphabet], dtype=np.int64)
-        ids = translate[text.ids]
-        words = np.full((len(ids), self.longest), -1)
-        at, node = np.flatnonzero(ids), np.zeros(np.count_nonzero(ids), dtype=np.int64)
-        for length in range(1, self.longest + 1):
-            keys = node * (len(self._alphabet) + 1) + ids[at + length - 1]
-            where = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-            alive = (self._keys[where] == keys) & (ids[at + length - 1] > 0)
-            at, node = at[alive], self._children[where[alive]]
-            words[at + length - 1, length - 1] = self._word_of[node]
-            inside = at + length < len(ids)
-            at, node = at[inside], node[inside]
+        words = np.full((len(text.ids), self.longest), -1)
+        for length, (begins, found) in enumerate(self._trie.find(text), 1):
+            words[begins + length - 1, length - 1] = found
         return words, self._scores(words, text)
 
     def _scores(self, words: Int[np.ndarray, "positions longest"], text: EncodedText) -> Float[np.ndarray, "positions longest"]:

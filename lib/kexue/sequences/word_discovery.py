@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from kexue.sequences.ngrams import WORD_CHARACTER, EncodedText, NGrams, encode_text, find_ngrams, ngram_counts
+from kexue.sequences.ngrams import WORD_CHARACTER, EncodedText, NGrams, encode_text, find_ngrams, ngram_counts, occurrences
 from kexue.sequences.word_spans import cut
 
 __all__ = ["discover_words", "pruned_vocabulary", "segment_by_cohesion"]
@@ -103,33 +103,35 @@ def pruned_vocabulary(
 
 
 def _dissolve(words: dict[str, int]) -> dict[str, int]:
+    logs = {word: math.log(count) for word, count in words.items()}
     total = sum(words.values())
-    longest = max(map(len, words), default=0)
+    log_total = math.log(max(total, 1))
     for word in sorted(words, key=len, reverse=True):
         if len(word) == 1:
-            continue
-        count = words.pop(word)
-        parts = _ascii_runs_joined(_best_split(word, words, total, longest))
-        log_total = math.log(total)
-        gain = math.log(count) - sum((math.log(words[p]) if p in words else _ABSENT) - log_total for p in parts) - log_total
+            break
+        count, log_count = words.pop(word), logs.pop(word)
+        parts = _ascii_runs_joined(_best_split(word, logs, log_total))
+        gain = log_count - log_total - sum(logs.get(part, _ABSENT) - log_total for part in parts)
         if gain < len(word) - 1:
             for part in parts:
                 words[part] += count
+                logs[part] = math.log(words[part])
             total += count * (len(parts) - 1)
+            log_total = math.log(total)
         else:
-            words[word] = count
+            words[word], logs[word] = count, log_count
     return words
 
 
-def _best_split(word: str, words: dict[str, int], total: int, longest: int) -> list[str]:
+def _best_split(word: str, logs: dict[str, float], log_total: float) -> list[str]:
     """Most probable segmentation; a single character outside the vocabulary costs 100 nats."""
-    log_total, size = math.log(max(total, 1)), len(word)
-    best, back = [0.0] + [-math.inf] * size, [0] * (size + 1)
+    size = len(word)
+    best, back = [1.0] + [-math.inf] * size, [0] * (size + 1)  # from 1 and in this order, as the original: ties hang on the last bit
     for end in range(1, size + 1):
-        for start in range(max(0, end - longest), end):
-            piece = word[start:end]
-            if piece in words:
-                score = best[start] + math.log(words[piece]) - log_total
+        for start in range(end):
+            log_count = logs.get(word[start:end])
+            if log_count is not None:
+                score = best[start] + (log_count - log_total)
             elif end - start == 1:
                 score = best[start] + _ABSENT
             else:
@@ -177,9 +179,8 @@ def _covered(text: EncodedText, strong: Sequence[NGrams]) -> Bool[np.ndarray, " 
     """Where a strong n-gram covers the gap before a position."""
     joined = np.zeros(len(text.ids), dtype=bool)
     for table in strong:
-        n = table.ids.shape[1]
-        begins = np.flatnonzero(find_ngrams(table, text.windows(n)) >= 0)
-        for j in range(1, n):
+        begins = occurrences(table, text)
+        for j in range(1, table.order):
             joined[begins + j] = True
     return joined
 
