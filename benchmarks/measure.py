@@ -42,6 +42,7 @@ def measure(row: Row, *, memory: bool = True) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {label: [] for label in calls}
     for _ in range(row.repeats):
         for label, call in calls.items():
+            call()  # untimed: what the contender before it left in caches and heap must not count
             gc.collect()
             begun = time.perf_counter()
             call()
