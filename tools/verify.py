@@ -51,7 +51,7 @@ STAGES: dict[str, list[list[str]]] = {
         ]
     ],
     "papermill": [[sys.executable, "-m", "kexue.book", "execute", "--check", "--scale", "smoke", "--seed", "1"]],
-    "site": [[sys.executable, "-m", "kexue.book.site", "build"], [*PYTEST, "tests/site", "-n", WORKERS, "--dist", "loadgroup"]],
+    "site": [[sys.executable, "-m", "kexue.book.site", "build"], [*PYTEST, "tests/site", "-n", WORKERS]],
 }
 
 
