@@ -438,7 +438,7 @@ def _sky_ours() -> Callable[[], list[float]]:
     ephemeris = default_ephemeris()
 
     def call() -> list[float]:
-        ephemeris._remembered.clear()  # every call computes its positions again
+        ephemeris.forget()  # every call computes its positions again
         return [event.tt for event in calendar(SKY[0], "UTC", kinds=SKY[1])]
 
     return call

@@ -4,12 +4,13 @@ All positions come from Skyfield and the ephemeris DE421. A *direction* is appar
 aberration and the deflection of light by the Sun, and referred to the true equator and equinox of date. A *geometric* distance joins two
 bodies at one and the same instant. Times are Julian dates in Terrestrial Time (TT).
 
-Nutation is the series IAU 2000B, within a milliarcsecond of the full one here. It, and the positions of each body, are computed once
-for an array of times and remembered, because a year's searches share their grid.
+Nutation is the series IAU 2000B, within a milliarcsecond of the full one here. Apparent places are evaluated through Chebyshev series of
+what Skyfield computes (:mod:`kexue.sky.series`), within 1e-10 radians or 0.00002 arc seconds of it; what a year's searches share is
+computed once and remembered.
 """
 
 from collections import OrderedDict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kexue.data.sky import ephemeris_path
+from kexue.sky.series import Series, VectorFunction
 
 __all__ = ["PLANETS", "STARS", "Ephemeris", "Place", "StarPlace", "angle_between"]
 
@@ -103,13 +105,18 @@ class Ephemeris:
 
         self.kernel = SpiceKernel(str(path or ephemeris_path()))
         self.timescale = load.timescale(builtin=True)
-        self._remembered: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
+        self.forget()
 
     @cached_property
     def range_tt(self) -> tuple[float, float]:
         """First and last Julian date (TT) that every segment of the file covers."""
         segments = [segment.spk_segment for segment in self.kernel.segments]
         return max(float(s.start_jd) for s in segments), min(float(s.end_jd) for s in segments)
+
+    def forget(self) -> None:
+        """Forget what has been computed so far; results do not change, only the time until the next ones."""
+        self._remembered: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
+        self._series: dict[str, Series] = {}
 
     def times(self, tt: Float[np.ndarray, " times"]) -> Any:
         """Return Skyfield's time object for Julian dates in TT, with nutation IAU 2000B; ValueError outside the ephemeris."""
@@ -132,12 +139,25 @@ class Ephemeris:
         return self._once(body, tt, lambda: self._place(body, tt))
 
     def _place(self, body: str, tt: Float[np.ndarray, " times"]) -> Place:
+        xyz = self._smooth(body, partial(self.apparent, body), tt)
+        distance = np.linalg.norm(xyz, axis=0)
+        obliquity = self._once("obliquity", tt, lambda: self._smooth("obliquity", self._true_obliquity, tt)[0])
+        return Place(xyz / distance, distance, obliquity)
+
+    def apparent(self, body: str, tt: Float[np.ndarray, " times"]) -> Float[np.ndarray, "3 times"]:
+        """What :meth:`place` is a series of: Skyfield's apparent position in km, in the axes of the true equator and equinox of date."""
         t = self.times(tt)
         astrometric = self._once("observer", tt, lambda: self.kernel["earth"].at(t)).observe(self.target(body))
-        apparent = astrometric.apparent(deflectors=_SUN_ONLY)
-        xyz = np.einsum("ijk,jk->ik", t.M, apparent.xyz.km)
-        distance = np.linalg.norm(xyz, axis=0)
-        return Place(xyz / distance, distance, self._once("obliquity", tt, lambda: _true_obliquity(t)))
+        return np.einsum("ijk,jk->ik", t.M, astrometric.apparent(deflectors=_SUN_ONLY).xyz.km)
+
+    def _true_obliquity(self, tt: Float[np.ndarray, " times"]) -> Float[np.ndarray, "1 times"]:
+        t = self.times(tt)
+        return (t._mean_obliquity_radians + t._nutation_angles_radians[1])[None]
+
+    def _smooth(self, name: str, f: VectorFunction, tt: Float[np.ndarray, " times"]) -> Float[np.ndarray, "rows times"]:
+        if name not in self._series:
+            self._series[name] = Series(f, *self.range_tt)
+        return self._series[name](tt)
 
     def separation(self, a: str, b: str, tt: Float[np.ndarray, " times"]) -> Float[np.ndarray, " times"]:
         """Angle between the apparent places of two bodies in degrees."""
@@ -196,7 +216,3 @@ class Ephemeris:
 
 
 _UTC_BEGINS = 2441317.5  # 1972-01-01
-
-
-def _true_obliquity(t: Any) -> Float[np.ndarray, " times"]:
-    return t._mean_obliquity_radians + t._nutation_angles_radians[1]
