@@ -47,6 +47,9 @@ def test_a_piece_is_computed_once():
     assert np.array_equal(smooth(t[::-1])[:, ::-1], first)
     smooth(t + 0.123)
     assert len(f.sizes) == 1
+    smooth(t + 1000)
+    smooth(t)
+    assert len(f.sizes) == 2
 
 
 def test_few_pieces_are_made_at_once_and_many_only_where_they_are_asked_for_twice():
