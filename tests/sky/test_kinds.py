@@ -185,6 +185,11 @@ def test_uncertainty_of_a_root_is_accuracy_over_rate():
     assert roots(lambda t: 0 * t + 1, 0.0, 20.0)[2].size == 0
 
 
+def test_the_distance_of_the_earth_matches_the_published_one(year_2020):
+    (near,), (far,) = (of_kind(year_2020, kind) for kind in ("perihelion", "aphelion"))
+    assert near.value == pytest.approx(0.983244, abs=1e-6) and far.value == pytest.approx(1.016694, abs=1e-6)  # what almanacs print
+
+
 def test_uncertainty_of_an_extremum_is_the_half_width_of_its_plateau():
     _, kind, uncertainty = extrema(lambda t: 7 - 3 * (t - 3.3) ** 2, 0.0, 20.0, accuracy=0.01)
     assert kind.tolist() == [1] and 3 * (uncertainty[0] / 86400) ** 2 == pytest.approx(0.01, rel=1e-6)
