@@ -149,7 +149,7 @@ def _prepare_torch(scale: str, seed: int) -> torch.device:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (chapters use ch.rng, but a package that they call may not)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms does the same and imports the compiler, a second each time
     if scale != "gpu":
         torch.set_num_threads(1)
     return torch.device("cuda" if scale == "gpu" and torch.cuda.is_available() else "cpu")
