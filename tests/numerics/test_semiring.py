@@ -36,6 +36,12 @@ def test_max_matmul_matches_the_maximum_term_by_term(seed, forbidden):
     assert torch.equal(max_matmul(a, b), brute_force(a, b, lambda x: x.amax(-1)))
 
 
+def test_max_matmul_of_a_stack_that_is_taken_row_by_row():
+    a, b = random_matrices(0, 4000, 2, 4, 5), random_matrices(1, 4000, 2, 5, 3)  # 120,000 numbers each on the right: one row at once
+    assert torch.equal(max_matmul(a, b), brute_force(a, b, lambda x: x.amax(-1)))
+    assert torch.equal(max_matmul(a[0, 0], b[0, 0]), brute_force(a[0, 0], b[0, 0], lambda x: x.amax(-1)))
+
+
 def test_log_matmul_is_the_logarithm_of_the_ordinary_product():
     a, b = torch.rand(4, 3, **DOUBLE), torch.rand(3, 4, **DOUBLE)
     torch.testing.assert_close(log_matmul(a.log(), b.log()), (a @ b).log())

@@ -65,7 +65,7 @@ def test_the_tree_the_recursion_and_the_best_of_many_agree(seed, forbidden, shar
     best = viterbi(**p, n_best=3)
     possible = best.scores[:, 0] > -INF
     assert torch.equal(possible, log_partition(**p) > -INF)
-    for form in (crf_decode._best_path, crf_decode._best_path_scan) if time > 1 else (crf_decode._best_path,):
+    for form in (crf_decode._best_path, crf_decode._best_path_scan):
         path = form(lattice).T[order.argsort()].clamp_min(0)
         score = path_score(p["emissions"], p["transitions"], path, **rest)
         torch.testing.assert_close(score[possible], best.scores[possible, 0], rtol=0, atol=1e-11)
@@ -93,6 +93,20 @@ def test_long_sequences_with_huge_scores_in_single_precision(tags):
     g = torch.randint(-20_000, 20_000, (tags, tags), generator=torch.Generator().manual_seed(1)).float() / 4096
     exact = viterbi(f.double(), g.double())
     assert path_score(f.double(), g.double(), viterbi(f, g).tags[:, 0]) == exact.scores[:, 0]
+
+
+@pytest.mark.parametrize("time", [1, 2, 7, 64, 100])
+def test_halving_with_ties_gives_a_path_of_the_best_score(time):
+    """Integer scores tie all the time, half of the transitions are forbidden, and each middle must fit to both of its ends."""
+    generator = torch.Generator().manual_seed(time)
+    f = torch.randint(0, 2, (6, time, 4), generator=generator).double()
+    stay = torch.eye(4, dtype=torch.bool)
+    g = torch.randint(0, 2, (4, 4), generator=generator).double().masked_fill_(~(stay | stay.roll(1, 0)), -INF)
+    lengths = torch.arange(6).mul(17).remainder(time) + 1
+    lattice, order = crf_sums.build_lattice(*crf_sums.prepare(f, g, None, None), lengths)
+    path = crf_decode._best_path_scan(lattice).T[order.argsort()]
+    options = {"mask": torch.arange(time) < lengths[:, None]}
+    assert torch.equal(path_score(f, g, path, **options), viterbi(f, g, n_best=2, **options).scores[:, 0])
 
 
 def test_viterbi_is_the_limit_of_low_temperature():

@@ -4,11 +4,14 @@ import collections
 import collections.abc
 import math
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kexue import data
+from kexue.sequences import word_discovery
+from kexue.sequences._word_trie import words_inside_words
 from kexue.sequences.word_discovery import discover_words, pruned_vocabulary, segment_by_cohesion
 
 
@@ -119,6 +122,62 @@ def test_pruned_vocabulary_equals_the_package_on_other_characters(lines, package
     finder.train(chinese)
     finder.find(chinese, remove_weak_pairs=False)
     assert pruned_vocabulary(chinese, min_proba=1e-4, min_pmi=0.2) == finder.words
+
+
+@pytest.mark.parametrize(
+    "lines", [["ab" * 60], ["ab" * 50], ["ab" * 60, "ab", "a", "b"], ["中国" * 60, "中国"], ["中国" * 60 + "国民", "中国"]]
+)
+def test_very_long_words_end_as_in_the_package(lines, package):
+    """Beyond 101 characters even a part that is no word can explain a word: the run of 120 letters is dropped, that of 100 is kept."""
+    finder = package.Word_Finder(min_proba=1e-4, min_pmi=0.2)
+    finder.train(lines)
+    finder.find(lines, remove_weak_pairs=False)
+    assert pruned_vocabulary(lines, min_proba=1e-4, min_pmi=0.2) == finder.words
+
+
+def test_parts_that_were_no_words_become_words():
+    """The package stops here with a KeyError."""
+    lines = ["中国" * 150 + "民", "中国", "中国"]
+    assert pruned_vocabulary(lines, min_proba=1e-4, min_pmi=-1) == {"中国": 152, "民": 1}
+
+
+lexicons = st.dictionaries(st.text("国人民a1", min_size=1, max_size=7), st.integers(1, 2000), max_size=25)
+
+
+@given(lexicons)
+@settings(deadline=None)
+def test_words_that_the_bound_spares_are_kept(words):
+    result = word_discovery._dissolve(dict(words))
+    with patch.object(word_discovery, "_perhaps_explained", lambda words: [word for word in words if len(word) > 1]):
+        assert word_discovery._dissolve(dict(words)) == result
+
+
+def test_the_bound_spares_almost_all_words_that_are_kept(newspaper):
+    """Were it loose, no value would change, only the time."""
+    with patch.object(word_discovery, "_dissolve", dict):
+        words = pruned_vocabulary(newspaper)
+    longer, perhaps = {word for word in words if len(word) > 1}, set(word_discovery._perhaps_explained(words))
+    dissolved = longer - set(word_discovery._dissolve(dict(words)))
+    assert dissolved <= perhaps <= longer
+    assert len(perhaps) < 3 * len(dissolved) < len(longer) / 10
+
+
+@given(st.lists(st.text("ab民𠀀", min_size=1, max_size=6), min_size=1, max_size=12, unique=True))
+@settings(deadline=None)
+def test_words_inside_words_matches_enumeration(words):
+    expected, base = set(), 0
+    for holder in words:
+        expected |= {(base + i, words.index(w)) for w in words for i in range(len(holder)) if w != holder and holder.startswith(w, i)}
+        base += len(holder) + 1
+    found = list(zip(*words_inside_words(words).tolist(), strict=True))
+    assert len(found) == len(expected) and set(found) == expected
+
+
+def test_pieces_are_counted_in_blocks(newspaper):
+    whole = pruned_vocabulary(newspaper[:50])
+    for size in (1, 2, 1000):
+        with patch.object(word_discovery, "_BLOCK", size):
+            assert pruned_vocabulary(newspaper[:50]) == whole
 
 
 def test_the_package_empties_its_pair_table(newspaper, package):

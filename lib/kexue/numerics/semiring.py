@@ -63,11 +63,11 @@ def max_matmul(a: Float[Tensor, "*batch rows inner"], b: Float[Tensor, "*batch i
     r"""Matrix product in the semiring (max, +): :math:`C_{ij}=\max_k(A_{ik}+B_{kj})`."""
     shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     # the stack goes last, where it is long: many times faster than a reduction between two short axes
-    x, y = (m.expand(*shape, *m.shape[-2:]).reshape(-1, *m.shape[-2:]).permute(1, 2, 0).contiguous() for m in (a, b))
-    width = max(1, _AT_ONCE // (x.shape[0] * x.shape[1] * y.shape[1]))
-    parts = zip(x.split(width, 2), y.split(width, 2), strict=True)
-    best = torch.cat([(left[:, :, None] + right).amax(1) for left, right in parts], 2)
-    return best.permute(2, 0, 1).reshape(*shape, *best.shape[:2])
+    last = (m.expand(*shape, *m.shape[-2:]).movedim((-2, -1), (0, 1)) for m in (a, b))
+    x, y = (m.reshape(*m.shape[:2], -1).contiguous() for m in last)
+    rows = max(1, _AT_ONCE // max(1, y.numel()))
+    best = torch.cat([(part[:, :, None] + y).amax(1) for part in x.split(rows)])
+    return best.reshape(*best.shape[:2], *shape).movedim((0, 1), (-2, -1))
 
 
 def tree_levels(op: Callable[[Tensor, Tensor], Tensor], factors: Tensor) -> list[Tensor]:

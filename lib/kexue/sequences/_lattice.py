@@ -14,7 +14,6 @@ in log space. *Log* is exact and slower. The third form, a tree over time, is in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -180,13 +179,6 @@ def _collect(lattice: Lattice, alpha: Tensor, beta: Tensor | None) -> Sums:
     return Sums(log_z, node, edge)
 
 
-def time_chunks(time: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of steps whose edge scores fit into one chunk."""
-    width = max(1, _CHUNK // size)
-    for start in range(1, time, width):
-        yield start, min(start + width, time)
-
-
 def _first(x: Tensor, n: int) -> Tensor:
     return x if x.shape[0] == n else x[:n]
 
@@ -208,7 +200,7 @@ def _finite(x: Tensor) -> Tensor:
 
 def _level(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     """Messages with their largest entry moved to 0."""
-    return x - _finite(x.amax(dim, keepdim=True))
+    return x - x.amax(dim, keepdim=True).clamp_(min=torch.finfo(x.dtype).min)  # -inf stays -inf
 
 
 def _normalized(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:

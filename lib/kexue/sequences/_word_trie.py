@@ -13,7 +13,10 @@ from jaxtyping import Int
 
 from kexue.sequences.ngrams import EncodedText, encode_text
 
-__all__ = ["WordTrie"]
+__all__ = ["WordTrie", "words_inside_words"]
+
+_BREAK = ord("\n")
+_POINT_BITS = 21  # of a code point
 
 
 class WordTrie:
@@ -50,3 +53,29 @@ class WordTrie:
 
     def _keys(self, node: Int[np.ndarray, " prefixes"], character: Int[np.ndarray, " prefixes"]) -> Int[np.ndarray, " prefixes"]:
         return node * (len(self.alphabet) + 1) + character
+
+
+def words_inside_words(words: Sequence[str]) -> Int[np.ndarray, "2 found"]:
+    """Where words of a list begin inside longer words of it, and which: positions in the text of all words, each followed by a line break.
+
+    The trie is never stored. From every position of the text, the characters after it lead to a node; where no word begins at any of the
+    positions that share a node, they stop. There must be at least one word; all must be distinct, not empty and without line breaks.
+    """
+    points = np.frombuffer("\n".join([*words, ""]).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    breaks = np.flatnonzero(points == _BREAK)
+    starts = np.append(0, breaks[:-1] + 1)
+    sizes, index = np.zeros((2, len(points)), dtype=np.int32)
+    sizes[starts], index[starts] = breaks - starts, np.arange(len(words))  # size 0 where no word begins
+    at = np.flatnonzero(points != _BREAK).astype(np.int32)
+    node, found = np.zeros(len(at), dtype=np.int64), []
+    for size in range(1, sizes.max() + 1):
+        nodes, node = np.unique(node << _POINT_BITS | points[at + size - 1], return_inverse=True)
+        whole, word_of = sizes[at] == size, np.full(len(nodes), -1, dtype=np.int32)
+        word_of[node[whole]] = index[at[whole]]
+        inside = ~whole & (word_of[node] >= 0)
+        found.append(np.stack([at[inside], word_of[node[inside]]]))
+        leads_on = np.zeros(len(nodes), dtype=bool)
+        leads_on[node[sizes[at] > size]] = True
+        on = leads_on[node] & (points[at + size] != _BREAK)
+        at, node = at[on], node[on]
+    return np.concatenate(found, axis=1)

@@ -21,6 +21,7 @@ WORD_CHARACTER = r"[^\W_]"  # letters, ideographs and digits of every script
 
 _KEY_BITS = 63
 _CODE_POINTS = 0x110000
+_BIT = np.array([1 << j for j in range(8)], dtype=np.uint8)
 
 
 class EncodedText(NamedTuple):
@@ -140,7 +141,12 @@ def occurrences(table: NGrams, text: EncodedText) -> Int[np.ndarray, " found"]:
     """
     if table.alphabet != text.alphabet:
         raise ValueError("table must number the characters as text does, got another alphabet")
-    return np.flatnonzero(_rows(table, _keys_at(text, table.order)) >= 0)
+    keys, possible = _keys_at(text, table.order), 1 << table.order * _bits(table.alphabet)
+    if possible > 64 * len(keys):
+        return np.flatnonzero(_rows(table, keys) >= 0)
+    flags = np.zeros(possible // 8 or 1, dtype=np.uint8)  # one bit for each possible key, no more than a row number for each position
+    np.bitwise_or.at(flags, table.keys >> 3, _BIT[table.keys & 7])
+    return np.flatnonzero(flags[keys >> 3] & _BIT[keys & 7])
 
 
 def ngram_counts_dask(bag: Any, order: int, *, min_count: int = 1, keep: str = WORD_CHARACTER) -> list[NGrams]:
